@@ -1,0 +1,87 @@
+# make demo | test | check | lint | format | bench | install | clean
+#
+#   make test                           creates .venv, installs tested versions, builds, runs
+#   make test PYTHON=python3.12         ... with this Python
+#   make test TORCH="torch==2.11.0"     ... with this torch (anything that pip install takes, options included)
+#   make test PYTHON=/env/bin/python VENV=     in an existing environment as it is: nothing is installed or downloaded
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+PIP_VERSION := 26.3
+
+VENV := $(strip $(VENV))
+ifeq ($(VENV),)
+  PY := $(PYTHON)
+  CLANG_FORMAT := clang-format
+else
+  PY := $(VENV)/bin/python
+  CLANG_FORMAT := $(VENV)/bin/clang-format
+  # Another PYTHON or TORCH asks for another environment; their checksum in the name makes the old stamp stale.
+  CHOICE := $(shell printf '%s' '$(PYTHON) $(TORCH)' | cksum | cut -d ' ' -f 1)
+  TORCH_STAMP := $(VENV)/.torch-$(CHOICE)
+  TOOLS_STAMP := $(VENV)/.tools
+  INSTALL_STAMP := $(VENV)/.installed
+endif
+
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+.DELETE_ON_ERROR:
+.PHONY: install build demo test check lint format bench clean
+
+install: build $(INSTALL_STAMP)
+
+demo: install
+	$(PY) -m benchmarks.accuracy demo
+
+test: install
+	$(PY) -m pytest -q --durations=10 -m "not long" tests
+
+check: install
+	$(PY) -m pytest -q --durations=10 -m long tests
+
+bench: install
+	$(PY) -m benchmarks
+
+lint: $(TOOLS_STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(if $(SOURCES),$(CLANG_FORMAT) --dry-run -Werror $(SOURCES))
+	$(PY) -m mypy icm_fast benchmarks csrc/icm_build
+
+format: $(TOOLS_STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(if $(SOURCES),$(CLANG_FORMAT) -i $(SOURCES))
+
+# Always run: it compiles only what changed, and unlike make it also sees changed flags, compilers and torch.
+build: $(TOOLS_STAMP)
+	$(PY) setup.py -q build_ext --inplace
+
+clean:
+	rm -rf build dist icm_fast/lib icm_fast.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find csrc icm_fast benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ifneq ($(VENV),)
+$(TORCH_STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "icm_fast: ERROR: Python >= 3.10 is needed; '$(PYTHON)' is not. Choose one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "icm_fast: ERROR: '$(PYTHON) -m venv' failed (Debian and Ubuntu: install python3-venv)," \
+	         "or use an existing environment: make PYTHON=/env/bin/python VENV=" >&2; exit 1; }
+	$(PY) -m pip install -q --upgrade pip==$(PIP_VERSION)
+	@echo '$(PY) -m pip install $(TORCH)'; $(PY) -m pip install -q $(TORCH) || \
+	  { echo "icm_fast: ERROR: no '$(TORCH)' could be installed for this Python and platform." \
+	         "Choose another (make TORCH=\"torch==2.12.0\"), another Python (make PYTHON=python3.12)," \
+	         "or an environment that has torch (make PYTHON=/env/bin/python VENV=)." >&2; exit 1; }
+	@touch $@
+
+$(TOOLS_STAMP): $(TORCH_STAMP) requirements-dev.txt
+	$(PY) -m pip install -q -r requirements-dev.txt
+	@touch $@
+
+# After the build, so that pip, which hides what a build says, has nothing left to compile.
+$(INSTALL_STAMP): $(TOOLS_STAMP) pyproject.toml setup.py | build
+	PYTHONWARNINGS=ignore $(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+endif

@@ -1,0 +1,1 @@
+"""Measurements: what the package costs, and what the methods are worth."""

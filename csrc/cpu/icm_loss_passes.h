@@ -1,0 +1,207 @@
+// The forward and the backward pass of icm_loss: memory, threads and the order of the kernels.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "../icm_math.h"
+#include "instruction_set.h"
+#include "kernels/icm_loss.h"
+#include "tensors.h"
+
+namespace icm {
+
+ICM_DECLARE_KERNELS(IcmLossKernels<float>, icm_loss_float)
+ICM_DECLARE_KERNELS(IcmLossKernels<double>, icm_loss_double)
+ICM_DECLARE_KERNELS(IcmLossKernels<bfloat16>, icm_loss_bfloat16)
+ICM_DECLARE_KERNELS(IcmLossKernels<float16>, icm_loss_float16)
+
+template <typename scalar_t>
+const IcmLossKernels<scalar_t>& icm_loss_kernels() {
+  if constexpr (std::is_same_v<scalar_t, float>) return select_icm_loss_float();
+  if constexpr (std::is_same_v<scalar_t, double>) return select_icm_loss_double();
+  if constexpr (std::is_same_v<scalar_t, bfloat16>) return select_icm_loss_bfloat16();
+  if constexpr (std::is_same_v<scalar_t, float16>) return select_icm_loss_float16();
+}
+
+// Groups of rows whose column sums are formed on their own and merged in order: a function of the shape
+// alone, so that results do not depend on the number of threads. Merging a group costs about as much as
+// 16 rows of it; 32 groups bound the memory of the partial sums.
+struct RowGroups {
+  int64_t rows_per_group, count;
+
+  RowGroups(int64_t rows, int64_t columns, int64_t classes) {
+    const int64_t least = classes > 4 * columns ? 64 : 256;
+    rows_per_group = std::max(least, round_up((rows + 31) / 32, 64));
+    count = (rows + rows_per_group - 1) / rows_per_group;
+  }
+};
+
+// Merges the groups' column sums, in order, relative to the largest offset.
+template <typename acc_t>
+void merge_columns(const acc_t* partial, const acc_t* offsets, int64_t groups, int64_t columns, acc_t sigma,
+                   LogSum<acc_t> out) {
+  acc_t largest = offsets[0];
+  for (int64_t g = 1; g < groups; ++g) largest = std::max(largest, offsets[g]);
+  fill(out.offset, columns, largest);
+  fill(out.shift, columns, acc_t(0));
+  fill(out.sum, columns, acc_t(0));
+  for (int64_t g = 0; g < groups; ++g) {
+    const acc_t factor = std::exp2((offsets[g] - largest) * sigma);
+    for (int64_t j = 0; j < columns; ++j) out.sum[j] += factor * partial[g * columns + j];
+  }
+}
+
+template <typename acc_t>
+bool all_trusted(const acc_t* sums, int64_t count, int64_t terms) {
+  bool trusted = true;
+  for (int64_t i = 0; i < count; ++i) trusted &= sum_is_trusted(sums[i], double(terms));
+  return trusted;
+}
+
+template <typename scalar_t>
+class IcmLossForward {
+  using acc_t = acc_type<scalar_t>;
+
+ public:
+  IcmLossForward(const MixedLabels& labels, Scores<scalar_t>& s) : s_(s), groups_(s.rows, labels.count, s.classes) {
+    const int64_t columns = labels.count;
+    s_.columns.count = columns;
+    s_.columns.used = std::min(2 * columns, s.classes);  // an upper bound, for the size of the scratch
+    threads_ = thread_count(groups_.count, s.rows * (columns + s.classes));
+    scratch_size_ = round_up(icm_loss_kernels<scalar_t>().scratch_size(s_, false), 16);
+    buffers_.reserve(workspace_, columns, s.classes);
+    workspace_.reserve(threads_ * scratch_size_, &scratch_);
+    workspace_.reserve(groups_.count * columns, &partial_);
+    workspace_.reserve(groups_.count, &offsets_);
+    workspace_.reserve(s.rows, &diagonal_score_);
+    workspace_.reserve(2 * s.rows, &terms_);
+    workspace_.allocate();
+    valid_ = prepare_columns(labels, s.classes, buffers_, &s_.columns);
+  }
+
+  bool valid_target() const { return valid_; }
+
+  // Row and column statistics and terms.
+  void run(bool class_axis, bool pair_axis, LogSum<acc_t> rows, LogSum<acc_t> columns) {
+    const auto& k = icm_loss_kernels<scalar_t>();
+    const int64_t n = s_.columns.count;
+    for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
+      k.sums(s_, begin, end, scratch, rows, diagonal_score_, partial_ + g * n, offsets_ + g);
+    });
+    merge_columns(partial_, offsets_, groups_.count, n, s_.sigma, columns);
+    const bool repaired = (class_axis && !all_trusted(rows.sum, s_.rows, n)) ||
+                          (pair_axis && !all_trusted(columns.sum, n, s_.rows));
+    if (repaired) repair(rows, columns);
+    const auto body = [&](int64_t, int64_t begin, int64_t end) {
+      k.terms(s_, begin, end, repaired, rows, columns, diagonal_score_, row_term(), column_term());
+    };
+    parallel_ranges(1, s_.rows, body);
+  }
+
+  acc_t* row_term() const { return terms_; }
+  acc_t* column_term() const { return terms_ + s_.rows; }
+
+ private:
+  template <typename Body>
+  void for_each_group(const Body& body) {
+    parallel_ranges(threads_, groups_.count, [&](int64_t thread, int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g)
+        body(g, g * groups_.rows_per_group, std::min(s_.rows, (g + 1) * groups_.rows_per_group),
+             scratch_ + thread * scratch_size_);
+    });
+  }
+
+  // Some sum has lost what it consists of to underflow, or is not finite: all sums again, relative to
+  // exact maxima. Right for every input; only such a batch pays for it.
+  void repair(LogSum<acc_t> rows, LogSum<acc_t> columns) {
+    const auto& k = icm_loss_kernels<scalar_t>();
+    const int64_t n = s_.columns.count;
+    const acc_t offset = columns.offset[0];
+    for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
+      k.maxima(s_, begin, end, scratch, offset, rows, partial_ + g * n);
+    });
+    fill(columns.shift, n, -std::numeric_limits<acc_t>::infinity());
+    for (int64_t g = 0; g < groups_.count; ++g)
+      for (int64_t j = 0; j < n; ++j)
+        columns.shift[j] = std::max(columns.shift[j], partial_[g * n + j]);
+    for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
+      k.shifted_sums(s_, begin, end, scratch, rows, columns, partial_ + g * n);
+    });
+    fill(columns.sum, n, acc_t(0));
+    for (int64_t g = 0; g < groups_.count; ++g)
+      for (int64_t j = 0; j < n; ++j) columns.sum[j] += partial_[g * n + j];
+  }
+
+  Scores<scalar_t>& s_;
+  RowGroups groups_;
+  Workspace workspace_;
+  ColumnBuffers<acc_t> buffers_;
+  int64_t threads_, scratch_size_;
+  acc_t *scratch_, *partial_, *offsets_, *diagonal_score_, *terms_;
+  bool valid_;
+};
+
+template <typename scalar_t>
+class IcmLossBackward {
+  using acc_t = acc_type<scalar_t>;
+
+ public:
+  IcmLossBackward(const MixedLabels& labels, Scores<scalar_t>& s, bool gradient_of_scale) : s_(s) {
+    const int64_t columns = labels.count;
+    s_.columns.count = columns;
+    s_.columns.used = std::min(2 * columns, s.classes);
+    tile_ = icm_loss_kernels<scalar_t>().tile_rows;
+    tiles_ = (s.rows + tile_ - 1) / tile_;
+    threads_ = thread_count(tiles_, s.rows * (columns + s.classes));
+    scratch_size_ = round_up(icm_loss_kernels<scalar_t>().scratch_size(s_, gradient_of_scale), 16);
+    buffers_.reserve(workspace_, columns, s.classes);
+    workspace_.reserve(threads_ * scratch_size_, &scratch_);
+    workspace_.reserve(s.rows, &row_factor_);
+    workspace_.reserve(columns, &column_factor_);
+    workspace_.reserve(s.rows, &diagonal_loss_);
+    if (gradient_of_scale) workspace_.reserve(s.rows, &dscale_);
+    workspace_.allocate();
+    valid_ = prepare_columns(labels, s.classes, buffers_, &s_.columns);
+  }
+
+  bool valid_target() const { return valid_; }
+
+  // Returns dL/dscale, or 0 when it was not asked for.
+  double run(Broadcast<acc_t> grad_row, Broadcast<acc_t> grad_column, double grad_factor, bool class_axis,
+             bool pair_axis, LogSum<acc_t> rows, LogSum<acc_t> columns, scalar_t* dlogits) {
+    bool repaired = false;
+    for (int64_t j = 0; j < s_.columns.count; ++j) {
+      const acc_t g = acc_t(grad_factor * grad_column[j]);
+      column_factor_[j] = pair_axis ? g / columns.sum[j] : acc_t(0);
+      repaired |= columns.shift[j] != acc_t(0);
+    }
+    for (int64_t i = 0; i < s_.rows; ++i) {
+      const acc_t g_row = acc_t(grad_factor * grad_row[i]);
+      const acc_t g_column = acc_t(grad_factor * grad_column[s_.diagonal + i]);
+      row_factor_[i] = class_axis ? g_row / rows.sum[i] : acc_t(0);
+      diagonal_loss_[i] = (class_axis ? g_row : acc_t(0)) + (pair_axis ? g_column : acc_t(0));
+      repaired |= rows.shift[i] != acc_t(0);
+    }
+    const Gradient<scalar_t> gradient{row_factor_, column_factor_, diagonal_loss_,
+                                      dlogits,     dscale_,        repaired};
+    parallel_ranges(threads_, tiles_, [&](int64_t thread, int64_t begin, int64_t end) {
+      icm_loss_kernels<scalar_t>().gradient(s_, begin * tile_, std::min(s_.rows, end * tile_),
+                                   scratch_ + thread * scratch_size_, rows, columns, gradient);
+    });
+    double dscale = 0;
+    if (dscale_ != nullptr)
+      for (int64_t i = 0; i < s_.rows; ++i) dscale += double(dscale_[i]);
+    return dscale;
+  }
+
+ private:
+  Scores<scalar_t>& s_;
+  Workspace workspace_;
+  ColumnBuffers<acc_t> buffers_;
+  int64_t threads_, scratch_size_, tile_, tiles_;
+  acc_t *scratch_, *row_factor_, *column_factor_, *diagonal_loss_, *dscale_ = nullptr;
+  bool valid_;
+};
+
+}  // namespace icm

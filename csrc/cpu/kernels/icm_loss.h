@@ -1,0 +1,86 @@
+// What the Infinite Class Mixup kernels read and write. Plain data, no code: this header is shared by
+// the operator (compiled once) and the kernels (compiled once per instruction set).
+//
+// Rows are images, columns are mixed classes (classifiers): the class axis is a softmax along a row,
+// the pair axis a softmax along a column. The matrix may be rectangular (rows of one process, columns
+// of all): image i's own class is column `diagonal + i`.
+#pragma once
+
+#include <cstdint>
+
+#include "scalar_types.h"
+
+namespace icm {
+
+// Mixed classes, one per column. Classes that no column uses take no part; used class u is
+// `present[u]`, and a column names classes by u. A pure class has w_a = 1 and names slot `used`, which
+// holds zeros, with w_b = 0.
+template <typename acc_t>
+struct Columns {
+  int64_t count;
+  const int32_t* slot_a;   // (count,)
+  const int32_t* slot_b;   // (count,)
+  const acc_t* w_a;        // (count,)
+  const acc_t* w_b;        // (count,)
+  int64_t used;
+  const int64_t* present;  // (used,) ascending
+  const int32_t* slot_of;  // (classes,) slot of a class, or -1; null when every class is used
+};
+
+template <typename scalar_t>
+struct Scores {
+  using acc_t = acc_type<scalar_t>;
+  const scalar_t* logits;
+  int64_t rows, classes;
+  int64_t row_stride, class_stride;
+  Columns<acc_t> columns;
+  int64_t diagonal;
+  acc_t scale;  // multiplies the logits
+  acc_t sign;   // -1 for a negative scale, else 1
+  acc_t sigma;  // |scale| * log2(e)
+};
+
+// log2 of a row's sum of exponentials is offset * sigma + shift + log2(sum); likewise for a column.
+// offset: in units of sign * logits. shift: 0 unless the sums were repaired.
+template <typename acc_t>
+struct LogSum {
+  acc_t* offset;
+  acc_t* shift;
+  acc_t* sum;
+};
+
+template <typename scalar_t>
+struct Gradient {
+  using acc_t = acc_type<scalar_t>;
+  const acc_t* row_factor;     // (rows,)  incoming gradient of the row term / row sum
+  const acc_t* column_factor;  // (columns,) likewise
+  const acc_t* diagonal_loss;  // (rows,)  what the target subtracts: both incoming gradients
+  scalar_t* dlogits;           // (rows, classes) contiguous
+  acc_t* dscale;               // (rows,) or null: sum_c dS'[i,c] S[i,c]
+  bool two_exponentials;       // the sums were repaired: each axis has an offset of its own
+};
+
+template <typename scalar_t>
+struct IcmLossKernels {
+  using acc_t = acc_type<scalar_t>;
+  int32_t tile_rows;  // rows of the largest tile
+  // Elements of scratch that one thread needs for the passes below, or for the gradient.
+  int64_t (*scratch_size)(const Scores<scalar_t>&, bool gradient_of_scale);
+  // 1. Row sums, and the column sums of rows [begin, end) relative to *column_offset.
+  void (*sums)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, LogSum<acc_t> rows,
+               acc_t* diagonal_score, acc_t* column_sum, acc_t* column_offset);
+  // 2. Repair: exact maxima of rows and columns; `global_offset` is the columns' common offset.
+  void (*maxima)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, acc_t global_offset,
+                 LogSum<acc_t> rows, acc_t* column_shift);
+  // 3. Repair: sums relative to those maxima.
+  void (*shifted_sums)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch,
+                       LogSum<acc_t> rows, LogSum<acc_t> columns, acc_t* column_sum);
+  // 4. Row and column terms of the loss of rows [begin, end), in nats.
+  void (*terms)(const Scores<scalar_t>&, int64_t begin, int64_t end, bool repaired, LogSum<acc_t> rows,
+                LogSum<acc_t> columns, const acc_t* diagonal_score, acc_t* row_term, acc_t* column_term);
+  // 5. Gradient of rows [begin, end).
+  void (*gradient)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, LogSum<acc_t> rows,
+                   LogSum<acc_t> columns, const Gradient<scalar_t>&);
+};
+
+}  // namespace icm

@@ -1,0 +1,110 @@
+// What the passes of the Infinite Class Mixup loss share: walking tiles of rows, scratch, row weights,
+// column accumulators (one vector per column, reduced at the end in a fixed order).
+#pragma once
+
+#include "icm_loss.h"
+#include "tile.h"
+
+namespace icm::ICM_ISA {
+
+// Vectors of rows per tile. Two share the loads of a column's weights and its accumulator.
+inline constexpr int kTileVectors = 2;
+// Columns per partial row sum: keeps the rounding of a row sum near sqrt(this) + columns/this units.
+inline constexpr int64_t kBlock = 256;
+
+template <int K>
+struct TileVectors {
+  static constexpr int count = K;
+};
+
+// Calls body(TileVectors<K>, row, valid rows) for the tiles of [begin, end).
+template <typename acc_t, typename Body>
+ICM_INLINE void for_each_tile(int64_t begin, int64_t end, Body body) {
+  constexpr int narrow = kLanes<acc_t>, wide = kTileVectors * narrow;
+  int64_t row = begin;
+  for (; end - row > narrow; row += wide)
+    body(TileVectors<kTileVectors>{}, row, int(end - row < wide ? end - row : wide));
+  if (row < end) body(TileVectors<1>{}, row, int(end - row));
+}
+
+template <typename acc_t, int K>
+ICM_INLINE acc_t largest(const RowVec<acc_t, K>& m, int valid) {
+  acc_t values[kTileRows<acc_t, K>];
+  store_rows(m, values, kTileRows<acc_t, K>);
+  acc_t result = values[0];
+  for (int r = 1; r < valid; ++r) result = values[r] > result ? values[r] : result;
+  return result;
+}
+
+template <typename acc_t>
+ICM_INLINE acc_t exp2_scalar(acc_t x) {
+  return exp2<acc_t>(broadcast(x))[0];
+}
+
+// w_i = 2^((M_i - offset) * sigma); 0 for lanes beyond the valid rows.
+template <typename scalar_t, typename acc_t, int K>
+ICM_INLINE RowVec<acc_t, K> row_weights(const Scores<scalar_t>& s, const RowVec<acc_t, K>& m, acc_t offset,
+                                        int valid) {
+  acc_t weights[kTileRows<acc_t, K>];
+  RowVec<acc_t, K> w;
+  for (int k = 0; k < K; ++k) w.v[k] = exp2<acc_t>((m.v[k] - offset) * s.sigma);
+  store_rows(w, weights, kTileRows<acc_t, K>);
+  return load_rows<acc_t, K>(weights, valid);
+}
+
+template <typename acc_t>
+ICM_INLINE void fill_columns(acc_t* accumulators, int64_t columns, acc_t value) {
+  for (int64_t j = 0; j < columns; ++j) store(accumulators + j * kLanes<acc_t>, broadcast(value));
+}
+
+template <typename acc_t>
+ICM_INLINE void reduce_columns(const acc_t* accumulators, int64_t columns, acc_t* column_sum) {
+  constexpr int L = kLanes<acc_t>;
+  int64_t j = 0;
+  for (; j + L <= columns; j += L) {
+    Vec<acc_t> square[L];
+#pragma GCC unroll 16
+    for (int k = 0; k < L; ++k) square[k] = load(accumulators + (j + k) * L);
+    transpose<acc_t>(square);
+#pragma GCC unroll 4
+    for (int width = L / 2; width > 0; width /= 2)
+#pragma GCC unroll 8
+      for (int k = 0; k < width; ++k) square[k] += square[k + width];
+    store(column_sum + j, square[0]);
+  }
+  for (; j < columns; ++j) column_sum[j] = sum_lanes<acc_t>(load(accumulators + j * L));
+}
+
+template <typename scalar_t>
+struct Scratch {
+  using acc_t = acc_type<scalar_t>;
+  acc_t* tile;
+  acc_t* second;   // gradient tile or column accumulators
+  acc_t* raw;      // sign * logits, for the gradient of the scale
+  Scratch(const Scores<scalar_t>& s, acc_t* scratch) {
+    const int64_t tile_size = (s.columns.used + 1) * kTileRows<acc_t, kTileVectors>;
+    tile = scratch;
+    second = tile + tile_size;
+    raw = second + tile_size;
+  }
+};
+
+template <typename scalar_t>
+inline int64_t scratch_size(const Scores<scalar_t>& s, bool gradient_of_scale) {
+  using acc_t = acc_type<scalar_t>;
+  const int64_t tile = (s.columns.used + 1) * kTileRows<acc_t, kTileVectors>;
+  const int64_t columns = s.columns.count * kLanes<acc_t>;
+  const int64_t gradient = gradient_of_scale ? 2 * tile : tile;
+  return tile + (gradient > columns ? gradient : columns);
+}
+
+// The column domain: y_ij = x_ij + c_i, c_i = (M_i - M) * sigma.
+template <typename scalar_t, typename acc_t, int K>
+ICM_INLINE RowVec<acc_t, K> to_column_domain(const Scores<scalar_t>& s, const RowVec<acc_t, K>& m,
+                                             acc_t global_offset) {
+  RowVec<acc_t, K> c;
+  for (int k = 0; k < K; ++k) c.v[k] = (m.v[k] - global_offset) * s.sigma;
+  return c;
+}
+
+}  // namespace icm::ICM_ISA

@@ -1,0 +1,252 @@
+// Mixing on the CPU: memory, threads and the order of runs. The arithmetic is in kernels/mixup.cpp, the equations
+// in ../mixup_math.h, checks and allocation in ../mixup_operators.h.
+#include "kernels/mixup.h"
+
+#include "../mixup_operators.h"
+#include "instruction_set.h"
+#include "mixup_runs.h"
+#include "tensors.h"
+
+namespace icm {
+
+ICM_DECLARE_KERNELS(MixupKernels<float>, mixup_float)
+ICM_DECLARE_KERNELS(MixupKernels<double>, mixup_double)
+ICM_DECLARE_KERNELS(MixupKernels<bfloat16>, mixup_bfloat16)
+ICM_DECLARE_KERNELS(MixupKernels<float16>, mixup_float16)
+ICM_DECLARE_KERNELS(PixelKernels<float>, pixels_float)
+ICM_DECLARE_KERNELS(PixelKernels<double>, pixels_double)
+ICM_DECLARE_KERNELS(PixelKernels<bfloat16>, pixels_bfloat16)
+ICM_DECLARE_KERNELS(PixelKernels<float16>, pixels_float16)
+
+namespace {
+
+template <typename scalar_t>
+const MixupKernels<scalar_t>& sum_kernels() {
+  if constexpr (std::is_same_v<scalar_t, float>) return select_mixup_float();
+  if constexpr (std::is_same_v<scalar_t, double>) return select_mixup_double();
+  if constexpr (std::is_same_v<scalar_t, bfloat16>) return select_mixup_bfloat16();
+  if constexpr (std::is_same_v<scalar_t, float16>) return select_mixup_float16();
+}
+
+template <typename out_t>
+const PixelKernels<out_t>& pixel_kernels() {
+  if constexpr (std::is_same_v<out_t, float>) return select_pixels_float();
+  if constexpr (std::is_same_v<out_t, double>) return select_pixels_double();
+  if constexpr (std::is_same_v<out_t, bfloat16>) return select_pixels_bfloat16();
+  if constexpr (std::is_same_v<out_t, float16>) return select_pixels_float16();
+}
+
+// What one sample adds to a sum: weight `outside` everywhere but in the box.
+template <typename scalar_t>
+struct Term {
+  using acc_t = acc_type<scalar_t>;
+  const scalar_t* source;
+  acc_t outside, inside;
+  Box box;
+};
+
+template <typename scalar_t>
+struct Scratch {
+  using acc_t = acc_type<scalar_t>;
+  Term<scalar_t>* terms;
+  const scalar_t** sources;
+  acc_t* weights;
+
+  void reserve(Workspace& workspace, int64_t count) {
+    workspace.reserve(count, &terms);
+    workspace.reserve(count, &sources);
+    workspace.reserve(count, &weights);
+  }
+  Scratch at(int64_t offset) const { return {terms + offset, sources + offset, weights + offset}; }
+};
+
+template <typename scalar_t>
+void sum_terms(const Scratch<scalar_t>& s, int64_t terms, const SampleLayout& layout, int64_t begin,
+               int64_t end, scalar_t* out, bool stream) {
+  for (int64_t e = begin; e < end;) {
+    int64_t next = end, count = 0;
+    for (int64_t t = 0; t < terms; ++t) {
+      const Run run = run_at(s.terms[t].box, layout, e);
+      next = std::min(next, run.end);
+      const auto weight = run.inside ? s.terms[t].inside : s.terms[t].outside;
+      if (weight == 0) continue;
+      s.sources[count] = s.terms[t].source + e;
+      s.weights[count++] = weight;
+    }
+    const bool past = stream && (next - e) * int64_t(sizeof(scalar_t)) >= kLeastStreamBytes;
+    sum_kernels<scalar_t>().weighted_sum(s.sources, s.weights, count, next - e, out + e, past);
+    e = next;
+  }
+}
+
+template <typename scalar_t>
+void mix(const Mixing& m) {
+  const SampleLayout& layout = m.layout;
+  using acc_t = acc_type<scalar_t>;
+  const int64_t batch = m.partners.batch, offset = m.keep_clean ? batch : 0;
+  const auto from = samples<const scalar_t>(m.x);
+  const auto to = samples<scalar_t>(m.out);
+  const Chunks chunks(batch, layout.size, sizeof(scalar_t));
+  const int64_t threads = thread_count(chunks.count * batch, m.out.numel());
+  const bool stream = streams(m.out);
+  Workspace workspace;
+  Sample<acc_t>* plan;
+  Scratch<scalar_t> scratch;
+  workspace.reserve(batch, &plan);
+  scratch.reserve(workspace, 2 * threads);
+  workspace.allocate();
+  prepare_samples(m.partners, layout, plan);
+
+  for_each_chunk(chunks, batch, layout.size, threads,
+                 [&](int64_t thread, int64_t i, int64_t begin, int64_t end) {
+                   const Scratch<scalar_t> s = scratch.at(2 * thread);
+                   const Sample<acc_t>& sample = plan[i];
+                   if (m.keep_clean) {
+                     s.terms[0] = {from[i], acc_t(1), acc_t(1), Box{0, 0, 0, 0}};
+                     sum_terms(s, 1, layout, begin, end, to[i], stream);
+                   }
+                   if (is_bad(sample.weights)) return fill_nan(to[offset + i] + begin, end - begin);
+                   s.terms[0] = {from[sample.partner], sample.weights.partner, acc_t(1), sample.box};
+                   s.terms[1] = {from[i], sample.weights.own, acc_t(0), sample.box};
+                   sum_terms(s, 2, layout, begin, end, to[offset + i], stream);
+                 });
+}
+
+// Scale and shift of each channel.
+template <typename acc_t>
+struct Pixels {
+  acc_t *scale, *shift;
+  SampleLayout layout;
+
+  void reserve(Workspace& workspace) {
+    workspace.reserve(layout.channels + kPixelTablePadding, &scale);
+    workspace.reserve(layout.channels + kPixelTablePadding, &shift);
+  }
+  void fill(const FloatVector& mean, const FloatVector& std) {
+    for (int64_t c = 0; c < layout.channels + kPixelTablePadding; ++c) {
+      const int64_t channel = c % layout.channels;
+      scale[c] = acc_t(pixel_scale(std.at<double>(channel)));
+      shift[c] = acc_t(pixel_shift(mean.at<double>(channel), std.at<double>(channel)));
+    }
+  }
+  // The table for element e, and the end of the run that it serves.
+  PixelTable<acc_t> at(int64_t e, int64_t* end) const {
+    if (layout.channel_stride == 1) return {scale, shift, layout.channels, e % layout.channels};
+    const int64_t line = e / layout.channel_stride, c = line % layout.channels;
+    *end = std::min(*end, (line + 1) * layout.channel_stride);
+    return {scale + c, shift + c, 1, 0};
+  }
+};
+
+template <typename out_t>
+void normalise_run(const uint8_t* own, const uint8_t* partner, const Sample<acc_type<out_t>>& sample,
+                   const Pixels<acc_type<out_t>>& pixels, int64_t begin, int64_t end, out_t* out,
+                   bool stream) {
+  using acc_t = acc_type<out_t>;
+  for (int64_t e = begin; e < end;) {
+    const Run run = run_at(sample.box, pixels.layout, e);
+    int64_t next = std::min(end, run.end);
+    const PixelTable<acc_t> table = pixels.at(e, &next);
+    const MixWeights<acc_t> w = run.inside ? MixWeights<acc_t>{0, 1} : sample.weights;
+    const bool past = stream && (next - e) * int64_t(sizeof(out_t)) >= kLeastStreamBytes;
+    pixel_kernels<out_t>().normalise(own + e, partner + e, w.own, w.partner, table, next - e, out + e, past);
+    e = next;
+  }
+}
+
+template <typename out_t>
+void mix_pixels(const Mixing& m) {
+  const SampleLayout& layout = m.layout;
+  using acc_t = acc_type<out_t>;
+  const int64_t batch = m.partners.batch, offset = m.keep_clean ? batch : 0;
+  const auto from = samples<const uint8_t>(m.x);
+  const auto to = samples<out_t>(m.out);
+  const Chunks chunks(batch, layout.size, sizeof(out_t));
+  const int64_t threads = thread_count(chunks.count * batch, m.out.numel());
+  const bool stream = streams(m.out);
+  Workspace workspace;
+  Sample<acc_t>* plan;
+  Pixels<acc_t> pixels{nullptr, nullptr, layout};
+  workspace.reserve(batch, &plan);
+  pixels.reserve(workspace);
+  workspace.allocate();
+  prepare_samples(m.partners, layout, plan);
+  pixels.fill(m.mean, m.std);
+
+  const Sample<acc_t> clean{0, {acc_t(1), acc_t(0)}, Box{0, 0, 0, 0}};
+  for_each_chunk(chunks, batch, layout.size, threads, [&](int64_t, int64_t i, int64_t begin, int64_t end) {
+    if (m.keep_clean) normalise_run(from[i], from[i], clean, pixels, begin, end, to[i], stream);
+    if (is_bad(plan[i].weights)) return fill_nan(to[offset + i] + begin, end - begin);
+    normalise_run(from[i], from[plan[i].partner], plan[i], pixels, begin, end, to[offset + i], stream);
+  });
+}
+
+template <typename scalar_t>
+void unmix(const Mixing& m) {
+  const SampleLayout& layout = m.layout;
+  using acc_t = acc_type<scalar_t>;
+  const int64_t batch = m.partners.batch;
+  const auto clean = samples<const scalar_t>(m.x);
+  const Samples<const scalar_t> mixed{clean[m.keep_clean ? batch : 0], clean.stride};
+  const auto to = samples<scalar_t>(m.out);
+  const Chunks chunks(batch, layout.size, sizeof(scalar_t));
+  const int64_t threads = thread_count(chunks.count * batch, 2 * m.out.numel()), most = batch + 2;
+  const bool stream = streams(m.out);
+  Workspace workspace;
+  Sample<acc_t>* plan;
+  int64_t *first, *next;
+  Scratch<scalar_t> scratch;
+  workspace.reserve(batch, &plan);
+  workspace.reserve(batch, &first);
+  workspace.reserve(batch, &next);
+  scratch.reserve(workspace, most * threads);
+  workspace.allocate();
+  prepare_samples(m.partners, layout, plan);
+  fill(first, batch, int64_t(-1));
+  for (int64_t k = batch; k-- > 0;) {  // from the last, so that the lists ascend
+    const int64_t partner = plan[k].partner;
+    if (partner < 0 || partner >= batch || partner == k) continue;
+    next[k] = first[partner];
+    first[partner] = k;
+  }
+
+  for_each_chunk(chunks, batch, layout.size, threads,
+                 [&](int64_t thread, int64_t i, int64_t begin, int64_t end) {
+                   const Scratch<scalar_t> s = scratch.at(most * thread);
+                   int64_t terms = 0;
+                   if (m.keep_clean) s.terms[terms++] = {clean[i], acc_t(1), acc_t(1), Box{0, 0, 0, 0}};
+                   s.terms[terms++] = {mixed[i], plan[i].weights.own, acc_t(0), plan[i].box};
+                   for (int64_t k = first[i]; k >= 0; k = next[k])
+                     s.terms[terms++] = {mixed[k], plan[k].weights.partner, acc_t(1), plan[k].box};
+                   sum_terms(s, terms, layout, begin, end, to[i], stream);
+                 });
+}
+
+struct Cpu {
+  static bool owns(const Tensor& tensor) { return tensor.is_cpu(); }
+  static Tensor empty(const Shape& sizes, const Shape& strides, ScalarType type, const Tensor&) {
+    Tensor result = new_strided(sizes, strides, type, aoti_torch_device_type_cpu(), 0);
+    ask_for_huge_pages(result);
+    return result;
+  }
+  static void mix(const char* op, const Mixing& m) {
+    dispatch_floating(op, m.out, [&](auto zero) {
+      if (m.x.scalar_type() == ScalarType::Byte)
+        mix_pixels<decltype(zero)>(m);
+      else
+        icm::mix<decltype(zero)>(m);
+    });
+  }
+  static void unmix(const char* op, const Mixing& m) {
+    dispatch_floating(op, m.out, [&](auto zero) { icm::unmix<decltype(zero)>(m); });
+  }
+};
+
+}  // namespace
+}  // namespace icm
+
+STABLE_TORCH_LIBRARY_IMPL(icm_fast, CPU, m) {
+  m.impl("mixup_fwd.cpu", TORCH_BOX(&icm::mixup_fwd<icm::Cpu>));
+  m.impl("mixup_out.cpu", TORCH_BOX(&icm::mixup_out<icm::Cpu>));
+  m.impl("mixup_bwd.cpu", TORCH_BOX(&icm::mixup_bwd<icm::Cpu>));
+}

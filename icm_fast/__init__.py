@@ -1,0 +1,23 @@
+"""Infinite Class Mixup, fused: the loss and its gradient in one operation, and the mixing that goes with it."""
+
+from . import functional, reference
+from ._backends import backends
+from .losses import ICMLoss, MixupCrossEntropyLoss, RegMixupLoss
+from .mixing import AMMixup, Mixup, RemixRule
+from .target import MixedTarget
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AMMixup",
+    "ICMLoss",
+    "MixedTarget",
+    "Mixup",
+    "MixupCrossEntropyLoss",
+    "RegMixupLoss",
+    "RemixRule",
+    "__version__",
+    "backends",
+    "functional",
+    "reference",
+]

@@ -1,0 +1,110 @@
+"""What the public functions share: kinds of target, and what happens to a NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._validate import (
+    FLOATING,
+    check_floating,
+    check_label_values,
+    check_same_device,
+    check_target_values,
+    describe,
+)
+from ..target import MixedTarget
+
+REDUCTION_NAMES = ("none", "mean", "sum")
+
+
+def check_logits(where: str, logits: Any) -> Tensor:
+    """(B, C), floating."""
+    if not isinstance(logits, Tensor) or logits.dtype not in FLOATING or logits.layout != torch.strided:
+        check_floating(where, "logits", logits)
+    if logits.dim() != 2:
+        raise ValueError(f"{where}: expected logits of shape (B, C), got {describe(logits)}")
+    return logits
+
+
+def check_mixed_target(where: str, logits: Tensor, target: MixedTarget) -> None:
+    """Rows and device of the target fit the logits."""
+    y_a = target.y_a
+    if y_a.shape[0] != logits.shape[0]:
+        doubled = y_a.shape[0] * 2 == logits.shape[0]
+        hint = " With keep_clean=True use RegMixupLoss, or pass only the mixed half." if doubled else ""
+        raise ValueError(f"{where}: logits has {logits.shape[0]} rows but target has {y_a.shape[0]}.{hint}")
+    if y_a.device != logits.device:
+        check_same_device(where, logits=logits, target=y_a)
+
+
+def target_kind(where: str, logits: Tensor, target: Any) -> str:
+    """ "mixed", "dense" or "hard": by type, never by length. Checks its shape too.
+
+    Raises:
+        TypeError: a tuple (named: MixedTarget.from_tuple), or anything else.
+        ValueError: rows or classes that do not fit the logits.
+    """
+    if isinstance(target, MixedTarget):
+        check_mixed_target(where, logits, target)
+        return "mixed"
+    if not isinstance(target, Tensor):
+        fix = " Write MixedTarget.from_tuple(target)." if isinstance(target, (tuple, list)) else ""
+        raise TypeError(
+            f"{where}: expected target to be a MixedTarget, a float tensor (B, C) or an integer tensor (B,), "
+            f"got {describe(target)}.{fix}"
+        )
+    check_same_device(where, logits=logits, target=target)
+    if target.dtype in FLOATING:
+        if target.requires_grad:
+            raise TypeError(f"{where}: target requires grad, but targets carry no gradient; pass target.detach()")
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"{where}: expected a dense target of shape {tuple(logits.shape)} like logits, got {describe(target)}"
+            )
+        return "dense"
+    if target.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise TypeError(f"{where}: expected integer labels or a dense float target, got {describe(target)}")
+    if target.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{where}: expected integer labels of shape ({logits.shape[0]},), got {describe(target)}; "
+            "a dense target must be floating-point"
+        )
+    return "hard"
+
+
+def reads_values(logits: Tensor) -> bool:
+    """Whether looking at a result is free: plain eager mode on the CPU."""
+    return logits.device.type == "cpu" and not torch.compiler.is_compiling() and not functorch_active()
+
+
+_functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def functorch_active() -> bool:
+    """Whether torch.func transforms are at work; the fused operators have no rules for them."""
+    return bool(_functorch_active())
+
+
+def check_values(where: str, target: Any, num_classes: int) -> None:
+    """Labels and lam in range. Reads them; a dense target may hold anything."""
+    if isinstance(target, MixedTarget):
+        check_target_values(where, target, num_classes)
+    elif not target.is_floating_point():
+        check_label_values(where, "target", target, num_classes)
+
+
+def any_nan(loss: Tensor) -> bool:
+    """Whether a loss holds a NaN."""
+    if loss.dim() == 0:
+        value = loss.item()
+        return bool(value != value)
+    return bool(loss.isnan().any())
+
+
+def explain_nan(where: str, loss: Tensor, logits: Tensor, target: Any) -> None:
+    """Raise if a NaN loss comes from the target; a NaN or infinite logit is the caller's and passes."""
+    if any_nan(loss):
+        check_values(where, target, logits.shape[1])

@@ -1,0 +1,132 @@
+"""The Infinite Class Mixup loss."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .._backends import choose
+from .._validate import check_choice, describe
+from ..operators import icm_loss as operator
+from ..operators._library import accumulation_type
+from ..reference._common import Axis, Reduction
+from ..target import MixedTarget
+from . import _dispatch
+
+_WHERE = "icm_loss"
+_AXES = tuple(operator.AXES)
+
+
+def icm_loss(
+    logits: Tensor,
+    target: MixedTarget | Tensor,
+    *,
+    axis: Axis = "both",
+    reduction: Reduction = "mean",
+    logit_scale: float | Tensor | None = None,
+    validate: bool = False,
+    return_terms: bool = False,
+    backend: str | None = None,
+) -> Any:
+    """Infinite Class Mixup loss, fused: every mixed image against every mixed classifier, both ways.
+
+    `lam` of the target is the weight of the sample ITSELF. With S the logits (Mensink & Mettes, BMVC 2023, eq. 3,
+    5, 7, 9)::
+
+        Z[i,j] = lam_j * S[i, y_a[j]] + (1 - lam_j) * S[i, y_b[j]]       image i, mixed classifier j
+        class  = mean_i(logsumexp_j Z[i,j] - Z[i,i])                     over the classifiers of an image
+        pair   = mean_i(logsumexp_j Z[j,i] - Z[i,i])                     over the images of a classifier
+        both   = class + pair                                            the default: a sum, no half
+
+    The (B, B) matrix Z is never built by the fused backends. The loss is NOT a sum over samples: each is compared
+    with the whole batch, so gradient accumulation, a smaller last batch and splitting a batch over processes
+    change it. Two samples of the same mixed class are negatives of each other, as in the authors' program: with
+    few classes and one lam per batch the loss has a floor above zero. B = 1 gives 0.
+
+    Args:
+        logits: (B, C) float32, float64, bfloat16 or float16, any strides, differentiable: scores of the ORIGINAL
+            classes, bias included. -inf masks a class.
+        target: what the batch is mixed towards, told apart by type: `MixedTarget`; a float tensor (B, C) of dense
+            targets of any support (this version computes it with the reference backend, O(B*B) memory); an integer
+            tensor (B,) of hard labels, for which the loss is plain cross-entropy (of the scaled logits) whatever the
+            axis.
+        axis: "both", "class" or "pair".
+        reduction: "mean", "sum" (B times the mean) or "none": (B,), entry i = class term of image i + pair term of
+            classifier i.
+        logit_scale: multiplies Z; a number or a 0-d tensor, differentiable. Default: no scale, as in the paper.
+        validate: check the values of the target first. Waits for a GPU.
+        return_terms: also return the class and the pair term, detached.
+        backend: None or "auto", "reference", "cpu", "triton", "cuda"; see `icm_fast.backends()`.
+
+    Returns:
+        The loss in nats, float32 (float64 for float64 logits), shape () or (B,); with return_terms a tuple
+        (loss, class term, pair term), the term of an axis that is not asked for being 0.
+
+    Raises:
+        TypeError: logits or target of a wrong type, a tuple as target, a target that requires grad.
+        ValueError: shapes or devices that do not fit; on the CPU in eager mode also a label outside [0, C) or a lam
+            outside [0, 1] or NaN. Elsewhere bad values give NaN loss and NaN gradient, never a bad access.
+        RuntimeError: an explicit backend that is not available; differentiating a fused loss twice.
+
+    Cost:
+        Two passes over logits and one write of the gradient; 2*B*B exponentials. Extra memory: the gradient
+        (B*C), and O(B + threads * (B + C)). Plain PyTorch: some 28 passes over (B, B).
+
+    Numerics:
+        Sums in float32 (float64 for float64), gradient rounded once to the logits' type. Exact for any finite logits:
+        sums that underflow are formed again around exact maxima. The same bits from run to run and for any number
+        of threads.
+
+    Example:
+        >>> logits = torch.zeros(4, 10, requires_grad=True)
+        >>> target = MixedTarget(torch.tensor([1, 2, 3, 4]), torch.tensor([4, 3, 2, 1]), torch.tensor(0.7))
+        >>> loss = icm_loss(logits, target)
+        >>> round(loss.item(), 4)                        # 2 ln 4
+        2.7726
+        >>> loss.backward()
+        >>> logits.grad.shape
+        torch.Size([4, 10])
+    """
+    _dispatch.check_logits(_WHERE, logits)
+    check_choice(_WHERE, "axis", axis, _AXES)
+    check_choice(_WHERE, "reduction", reduction, _dispatch.REDUCTION_NAMES)
+    kind = _dispatch.target_kind(_WHERE, logits, target)
+    scale = _scale(logits, logit_scale)
+    if validate:
+        _dispatch.check_values(_WHERE, target, logits.shape[1])
+    name = choose(_WHERE, backend, logits.device.type)
+    if kind == "dense" and backend not in (None, "auto", "reference"):
+        raise RuntimeError(
+            f"{_WHERE}: dense targets are computed by the reference backend in this version, got backend={backend!r}; "
+            "for targets with two non-zeros a row, MixedTarget.from_dense(target) takes the fused path"
+        )
+    if kind != "mixed" or name == "reference" or _dispatch.functorch_active():
+        loss, *terms = reference.icm_loss(
+            logits, target, axis=axis, reduction=reduction, logit_scale=scale, return_terms=True
+        )
+    else:
+        mixed = cast(MixedTarget, target)
+        labels = (mixed.y_a, mixed.y_b, mixed.lam)
+        loss, terms = operator.icm_loss(name, logits, *labels, scale, axis, reduction)  # type: ignore[assignment]
+    if _dispatch.reads_values(logits):
+        _dispatch.explain_nan(_WHERE, loss, logits, target)
+    return (loss, terms[0], terms[1]) if return_terms else loss
+
+
+def _scale(logits: Tensor, logit_scale: float | Tensor | None) -> Tensor | None:
+    if logit_scale is None:
+        return None
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.dim() != 0 or not logit_scale.is_floating_point():
+            raise ValueError(
+                f"{_WHERE}: expected logit_scale to be a number or a 0-d tensor, got {describe(logit_scale)}"
+            )
+        if logit_scale.device != logits.device:
+            raise ValueError(f"{_WHERE}: logits is on {logits.device} but logit_scale is on {logit_scale.device}")
+        return logit_scale if logit_scale.dtype in (torch.float32, torch.float64) else logit_scale.float()
+    if isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)):
+        raise TypeError(f"{_WHERE}: expected logit_scale to be a number or a 0-d tensor, got {describe(logit_scale)}")
+    return torch.full((), logit_scale, dtype=accumulation_type(logits.dtype), device=logits.device)

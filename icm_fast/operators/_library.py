@@ -1,0 +1,52 @@
+"""Declaring operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+# Kept alive here: an operator vanishes with its Library.
+LIBRARY = torch.library.Library("icm_fast", "DEF")
+
+# operation -> backends with a kernel for it.
+IMPLEMENTED: dict[str, tuple[str, ...]] = {}
+
+# Which of the compiled instruction sets the CPU library runs here.
+LIBRARY.define("cpu_instruction_set() -> str")
+
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+def declare(operation: str, backends: Sequence[str], schemas: dict[str, tuple[str, Callable[..., Any]]]) -> None:
+    """Define `<name>.<backend>` for each of the operation's schemas: name -> (arguments and returns, fake kernel)."""
+    IMPLEMENTED[operation] = tuple(backends)
+    for name, (schema, fake) in schemas.items():
+        for backend in backends:
+            LIBRARY.define(f"{name}.{backend}{schema}")
+            torch.library.register_fake(f"icm_fast::{name}.{backend}", fake, lib=LIBRARY)
+
+
+def overload(name: str, backend: str) -> Any:
+    """The operator of one backend."""
+    return getattr(getattr(torch.ops.icm_fast, name), backend)
+
+
+def accumulation_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of sums and losses: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """The identity on a gradient, with a clear error when it is differentiated itself."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(
+            "icm_fast: the fused kernels have no second derivative; pass backend='reference' to differentiate twice"
+        )

@@ -1,0 +1,165 @@
+"""What a mixed batch is trained towards."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._validate import check_floating, check_labels, check_same_device, describe
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixedTarget:
+    """Labels of a mixed batch: row j is class `y_a[j]` with weight `lam[j]`, `y_b[j]` with `1 - lam[j]`.
+
+    `lam` is the weight of the sample ITSELF (`y_a`), the partner weighs `1 - lam`; kornia and composer use the
+    opposite. In the notation of the paper (arXiv 2305.10293, eq. 1)::
+
+        Y[j] = lam[j] * onehot(y_a[j]) + (1 - lam[j]) * onehot(y_b[j])
+
+    Args:
+        y_a: (B,) integers of any width, kept as int64: labels of the samples.
+        y_b: (B,) likewise: labels of their partners.
+        lam: () one ratio for the batch, or (B,) one per sample, in [0, 1]; kept as float32 (float64 stays).
+        clean: (B,) labels of the unmixed half, when the batch is `cat([clean, mixed])` (`Mixup(keep_clean=True)`).
+        plan: an optional precomputed class order; only its length is checked.
+
+    Raises:
+        TypeError: labels that are not integers, a lam that is not a floating-point tensor or requires grad.
+        ValueError: shapes that do not fit, tensors on different devices. Values are not read here: a label or lam
+            out of range is found by the loss.
+
+    Example:
+        >>> target = MixedTarget(torch.tensor([0, 2]), torch.tensor([2, 1]), torch.tensor(0.75))
+        >>> len(target), target.dense(3).tolist()
+        (2, [[0.75, 0.0, 0.25], [0.0, 0.25, 0.75]])
+    """
+
+    y_a: Tensor
+    y_b: Tensor
+    lam: Tensor
+    clean: Tensor | None = None
+    plan: Any = None
+
+    def __post_init__(self) -> None:
+        where = "MixedTarget"
+        object.__setattr__(self, "y_a", check_labels(where, "y_a", self.y_a))
+        object.__setattr__(self, "y_b", check_labels(where, "y_b", self.y_b, shape=self.y_a.shape))
+        lam = check_floating(where, "lam", self.lam, fix="Write lam=torch.tensor(0.3).")
+        if lam.requires_grad:
+            raise TypeError(f"{where}: lam requires grad, but targets carry no gradient; pass lam.detach()")
+        if lam.dim() != 0 and lam.shape != self.y_a.shape:
+            raise ValueError(
+                f"{where}: expected lam of shape () or ({len(self.y_a)},) like y_a, got {tuple(lam.shape)}"
+            )
+        if lam.dtype not in (torch.float32, torch.float64):
+            lam = lam.float()
+        object.__setattr__(self, "lam", lam)
+        check_same_device(where, y_a=self.y_a, y_b=self.y_b, lam=lam)
+        if self.clean is not None:
+            object.__setattr__(self, "clean", check_labels(where, "clean", self.clean, shape=self.y_a.shape))
+            check_same_device(where, y_a=self.y_a, clean=self.clean)
+        if self.plan is not None and len(self.plan) != len(self.y_a):
+            raise ValueError(f"{where}: the plan is for {len(self.plan)} samples, y_a has {len(self.y_a)}")
+
+    def __len__(self) -> int:
+        return int(self.y_a.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the labels are."""
+        return self.y_a.device
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B,), as for a tensor of labels."""
+        return self.y_a.shape
+
+    @property
+    def ndim(self) -> int:
+        """1, as for a tensor of labels."""
+        return 1
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """As for a tensor of labels."""
+        return self.y_a.size() if dim is None else self.y_a.size(dim)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MixedTarget:
+        """The same target on another device; types never change.
+
+        Raises:
+            TypeError: a dtype instead of a device.
+        """
+        if isinstance(device, torch.dtype):
+            raise TypeError(f"MixedTarget.to: expected a device, got {device}; labels and lam keep their types")
+        return self._map(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> MixedTarget:
+        """The same target in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def dense(self, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, num_classes) mixed targets; equal classes add up to 1.
+
+        Raises:
+            ValueError: a label is not below num_classes (CPU only; elsewhere the device reports it).
+        """
+        if self.device.type == "cpu" and len(self) and int(torch.maximum(self.y_a, self.y_b).max()) >= num_classes:
+            largest = int(torch.maximum(self.y_a, self.y_b).max())
+            raise ValueError(f"MixedTarget.dense: label {largest} needs num_classes > {largest}, got {num_classes}")
+        lam = self.lam.to(dtype).expand(len(self))
+        rows = torch.zeros(len(self), num_classes, dtype=dtype, device=self.device)
+        rows.scatter_add_(1, self.y_a[:, None], lam[:, None])
+        return rows.scatter_add_(1, self.y_b[:, None], (1 - lam)[:, None])
+
+    @classmethod
+    def from_tuple(cls, labels: tuple[Tensor, Tensor, Tensor | float]) -> MixedTarget:
+        """From `(y_a, y_b, lam)`, as many training loops pass it; a float lam becomes a tensor.
+
+        Raises:
+            TypeError: not a tuple or list of three.
+        """
+        if not isinstance(labels, (tuple, list)) or len(labels) != 3:
+            raise TypeError(f"MixedTarget.from_tuple: expected (y_a, y_b, lam), got {describe(labels)}")
+        y_a, y_b, lam = labels
+        if not isinstance(lam, Tensor):
+            lam = torch.tensor(float(lam), device=y_a.device if isinstance(y_a, Tensor) else None)
+        return cls(y_a, y_b, lam)
+
+    @classmethod
+    def from_dense(cls, rows: Tensor) -> MixedTarget:
+        """From (B, C) dense targets with at most two non-zeros a row, which sum to 1. Reads the values once.
+
+        Raises:
+            ValueError: a row with more non-zeros, or one that does not sum to 1 within float32 rounding.
+        """
+        check_floating("MixedTarget.from_dense", "rows", rows)
+        if rows.dim() != 2 or rows.shape[1] == 0:
+            raise ValueError(f"MixedTarget.from_dense: expected shape (B, C), got {tuple(rows.shape)}")
+        weights, classes = rows.detach().float().topk(min(2, rows.shape[1]), dim=1)
+        counts = (rows != 0).sum(dim=1)
+        bad = (counts > 2) | ~((weights.sum(dim=1) - 1).abs() <= 1e-3 * (1 + 0 * counts))
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"MixedTarget.from_dense: expected at most two non-zeros that sum to 1 in each row, row {row} has "
+                f"{int(counts[row])} that sum to {float(rows[row].sum()):.6g}; pass the dense tensor itself instead"
+            )
+        single = weights.shape[1] == 1
+        return cls(classes[:, 0], classes[:, 0 if single else 1], weights[:, 0].clamp(0, 1))
+
+    @classmethod
+    def from_kornia(cls, labels: Tensor) -> MixedTarget:
+        """From kornia's (B, 3) rows `[label, partner label, weight of the PARTNER]`: the weight is turned round."""
+        if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.shape[1] != 3:
+            raise ValueError(f"MixedTarget.from_kornia: expected a (B, 3) tensor, got {describe(labels)}")
+        return cls(labels[:, 0].long(), labels[:, 1].long(), 1 - labels[:, 2])
+
+    def _map(self, move: Any) -> MixedTarget:
+        clean = None if self.clean is None else move(self.clean)
+        return dataclasses.replace(
+            self, y_a=move(self.y_a), y_b=move(self.y_b), lam=move(self.lam), clean=clean, plan=None
+        )
