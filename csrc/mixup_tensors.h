@@ -2,16 +2,12 @@
 // strides for the fake kernels.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <algorithm>
 #include <optional>
 #include <vector>
 
 #include "mixup_math.h"
+#include "stable_tensor.h"
 
 namespace icm {
 
@@ -50,12 +46,7 @@ inline Shape result_strides(const torch::stable::Tensor& x, bool dense) {
 inline torch::stable::Tensor new_strided(const Shape& sizes, const Shape& strides,
                                          torch::headeronly::ScalarType type, int32_t device_type,
                                          int32_t device_index) {
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
-                               torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                               device_type, device_index, &handle));
-  return torch::stable::Tensor(handle);
+  return new_strided(int64_t(sizes.size()), sizes.data(), strides.data(), type, device_type, device_index);
 }
 
 // For dense samples. The channel is dimension 1.

@@ -14,6 +14,7 @@ from . import functional as F_icm
 from ._validate import check_choice, check_floating, check_tensor, describe
 from .functional._dispatch import REDUCTION_NAMES, check_logits, target_kind
 from .operators.icm_loss import AXES
+from .reference._common import Axis, Reduction
 from .target import MixedTarget
 
 logger = logging.getLogger("icm_fast")
@@ -51,8 +52,8 @@ class ICMLoss(nn.Module):
 
     def __init__(
         self,
-        axis: str = "both",
-        reduction: str = "mean",
+        axis: Axis = "both",
+        reduction: Reduction = "mean",
         logit_scale: float | Tensor | None = None,
         validate: bool = False,
         backend: str | None = None,

@@ -15,9 +15,10 @@ import torch
 import icm_fast as icm
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import data, figure, floor, grid, methods, report, results, timing, train
+from benchmarks.accuracy.mixings import FeatureMixing
 from benchmarks.accuracy.models import DigitNet
 
-MISSING = [module for module in ("sklearn", "matplotlib", "tqdm") if importlib.util.find_spec(module) is None]
+MISSING = [module for module in command.NEEDED if importlib.util.find_spec(module) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")
 
 QUICK = train.Recipe(steps=20, evaluations=2)
@@ -125,7 +126,7 @@ def test_each_method_trains(name: str) -> None:
 
 def test_am_mixup_rate_falls_as_the_training_accuracy_rises() -> None:
     am_mixup = icm.AMMixup(beta=methods.AM_MIXUP_BETA)
-    mixing = methods.FeatureMixing(am_mixup, torch.Generator())
+    mixing = FeatureMixing(am_mixup, torch.Generator())
     labels = torch.tensor([0, 1, 2, 3])
     assert mixing.prepare(labels, labels)[1].rate == 1
     mixing.observe(torch.eye(4), labels)
@@ -285,6 +286,21 @@ def test_wrong_arguments_list_what_there_is(
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_packages_are_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(command.NEEDED, "no_such_module", "no-such-package")
+    assert command.main(["demo", "--out", str(tmp_path / "out")]) == 1
+    assert "the demo needs no-such-package" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_of_one_method_and_one_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--methods", "erm", "--data", "digits-lt-0.1", "--seeds", "2"]
+    assert command.main(["demo", "--quick", "--out", str(tmp_path), *arguments]) == 0
+    assert "ERM has no loss of ours to compare" in capsys.readouterr().out
 
 
 def test_list_shows_methods_and_data_sets(capsys: pytest.CaptureFixture[str]) -> None:

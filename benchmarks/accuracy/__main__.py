@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from benchmarks.accuracy.train import Recipe, Run, RunResult
 
 DEMO_DATA = ["digits", "digits-lt-0.01"]
 DEMO_SEEDS = 5
+NEEDED = {"sklearn": "scikit-learn", "scipy": "scipy", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 QUICK_RECIPE = Recipe(steps=40, evaluations=2)
 QUICK_ROUNDS = Rounds(loss=5, step=2)
 
@@ -45,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             for name in options.methods:
                 methods.get(name)
             for name in options.data:
-                data.load(name, seed=0)
+                data.get(name)
         except ValueError as error:
             demo.error(str(error))
     return options
@@ -106,6 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "list":
         show_list()
         return 0
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"the demo needs {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
+        return 1
     try:
         run_demo(options)
     except KeyboardInterrupt:

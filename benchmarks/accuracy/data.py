@@ -115,8 +115,13 @@ DATA_SETS: dict[str, Callable[[int], ImageSet]] = {
 }
 
 
-def load(name: str, seed: int) -> ImageSet:
-    """The data set of that name, its training images chosen by seed."""
+def get(name: str) -> Callable[[int], ImageSet]:
+    """The data set of that name, as a function of the seed."""
     if name not in DATA_SETS:
         raise ValueError(f"unknown data set {name!r}; there is: {', '.join(DATA_SETS)}")
-    return DATA_SETS[name](seed)
+    return DATA_SETS[name]
+
+
+def load(name: str, seed: int) -> ImageSet:
+    """The data set of that name, its training images chosen by seed."""
+    return get(name)(seed)

@@ -75,14 +75,14 @@ def draw(images: Tensor, target: icm.MixedTarget, scores: Tensor) -> Figure:
     from matplotlib.figure import Figure
 
     names = [f"{lam:.2f}·{a}\n+ {1 - lam:.2f}·{b}" for (a, b), lam in zip(PAIRS, LAMS, strict=True)]
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    grid = figure.add_gridspec(SHOWN, 3, width_ratios=[0.6, SHOWN, SHOWN])
+    figure = Figure(figsize=(12, 5.6), layout="constrained")
+    grid = figure.add_gridspec(SHOWN, 3, width_ratios=[1.2, SHOWN, SHOWN])
     for row in range(SHOWN):
         axis = figure.add_subplot(grid[row, 0])
         axis.imshow(images[row], cmap="gray_r")
         axis.set_axis_off()
         if row == 0:
-            axis.set_title("image i", fontsize=9)
+            axis.set_title("image i,\nmixed", fontsize=9)
     titles = (
         "class axis: each row is a softmax,\nwhich mixed class is this image?",
         "pair axis: each column is a softmax,\nwhich image is of this mixed class?",

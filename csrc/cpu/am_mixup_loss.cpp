@@ -7,20 +7,9 @@
 
 namespace icm {
 
-ICM_DECLARE_KERNELS(AmMixupLossKernels<float>, am_mixup_loss_float)
-ICM_DECLARE_KERNELS(AmMixupLossKernels<double>, am_mixup_loss_double)
-ICM_DECLARE_KERNELS(AmMixupLossKernels<bfloat16>, am_mixup_loss_bfloat16)
-ICM_DECLARE_KERNELS(AmMixupLossKernels<float16>, am_mixup_loss_float16)
+ICM_DECLARE_KERNELS(AmMixupLossKernels, am_mixup_loss)
 
 namespace {
-
-template <typename scalar_t>
-const AmMixupLossKernels<scalar_t>& kernels() {
-  if constexpr (std::is_same_v<scalar_t, float>) return select_am_mixup_loss_float();
-  if constexpr (std::is_same_v<scalar_t, double>) return select_am_mixup_loss_double();
-  if constexpr (std::is_same_v<scalar_t, bfloat16>) return select_am_mixup_loss_bfloat16();
-  if constexpr (std::is_same_v<scalar_t, float16>) return select_am_mixup_loss_float16();
-}
 
 struct Partners {
   const int64_t *index, *labels;
@@ -52,7 +41,7 @@ class Pass {
              nullptr,
              nullptr,
              nullptr};
-    scratch_size_ = kernels<scalar_t>().scratch_size(rows_);
+    scratch_size_ = am_mixup_loss_kernels<scalar_t>().scratch_size(rows_);
     threads_ = thread_count(rows, rows * classes);
     workspace_.reserve(rows, &partner_);
     workspace_.reserve(rows, &label_);
@@ -136,8 +125,8 @@ auto forward(const Tensor& logits, const Partners& given, const Tensor& rate, Re
     return std::make_tuple(loss, stats);
   }
   pass.for_each_range([&](int64_t begin, int64_t end, acc_t* scratch) {
-    kernels<scalar_t>().terms(pass.rows(), begin, end, scratch, row_stats_of<acc_t>(stats, rows),
-                              pass.per_row());
+    am_mixup_loss_kernels<scalar_t>().terms(pass.rows(), begin, end, scratch,
+                                            row_stats_of<acc_t>(stats, rows), pass.per_row());
   });
   reduce_terms(pass.per_row(), rows, reduction, loss);
   return std::make_tuple(loss, stats);
@@ -160,8 +149,8 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const Partners& given,
   }
   spread_gradient(incoming, rows, reduction, pass.per_row());
   pass.for_each_range([&](int64_t begin, int64_t end, acc_t* scratch) {
-    kernels<scalar_t>().gradient(pass.rows(), pass.partner_of(), begin, end, scratch,
-                                 row_stats_of<acc_t>(row_stats, rows), pass.per_row(), out);
+    am_mixup_loss_kernels<scalar_t>().gradient(pass.rows(), pass.partner_of(), begin, end, scratch,
+                                               row_stats_of<acc_t>(row_stats, rows), pass.per_row(), out);
   });
   return dlogits;
 }

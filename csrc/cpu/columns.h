@@ -20,7 +20,7 @@ struct MixedLabels {
   const int64_t* y_a;
   const int64_t* y_b;
   int64_t stride_a, stride_b;
-  const float* lam_float;    // one of the two is null
+  const float* lam_float;  // one of the two is null
   const double* lam_double;
   int64_t lam_stride;
 
@@ -87,9 +87,8 @@ bool prepare_columns(const MixedLabels& labels, int64_t classes, const ColumnBuf
     buffers.slot_a[j] = buffers.slot_of[buffers.slot_a[j]];
     buffers.slot_b[j] = buffers.w_b[j] == acc_t(0) ? used : buffers.slot_of[buffers.slot_b[j]];
   }
-  *columns = {labels.count, buffers.slot_a, buffers.slot_b,
-              buffers.w_a,  buffers.w_b,    used,
-              buffers.present, used == classes ? nullptr : buffers.slot_of};
+  *columns = {labels.count, buffers.slot_a, buffers.slot_b,  buffers.w_a,
+              buffers.w_b,  used,           buffers.present, used == classes ? nullptr : buffers.slot_of};
   return true;
 }
 

@@ -11,8 +11,8 @@ Scores<scalar_t> scores(const char* op, const Tensor& logits, int64_t columns, i
   STD_TORCH_CHECK(logits.dim() == 2 && logits.is_cpu(), op, ": expected logits of shape (B, C) on the CPU");
   const int64_t rows = logits.size(0), classes = logits.size(1);
   STD_TORCH_CHECK(classes < std::numeric_limits<int32_t>::max() / 2, op, ": at most 2^30 classes");
-  STD_TORCH_CHECK(diagonal >= 0 && diagonal + rows <= columns, op,
-                  ": expected the diagonal of ", rows, " rows to lie inside ", columns, " columns");
+  STD_TORCH_CHECK(diagonal >= 0 && diagonal + rows <= columns, op, ": expected the diagonal of ", rows,
+                  " rows to lie inside ", columns, " columns");
   Scores<scalar_t> s{};
   s.logits = data<const scalar_t>(logits);
   s.rows = rows;
@@ -54,11 +54,13 @@ auto forward(const Tensor& logits, const Tensor& y_a, const Tensor& y_b, const T
     return result();
   }
   if (s.rows > 0)
-    pass.run(class_axis, pair_axis, log_sum<acc_t>(row_stats, s.rows), log_sum<acc_t>(column_stats, labels.count));
+    pass.run(class_axis, pair_axis, log_sum<acc_t>(row_stats, s.rows),
+             log_sum<acc_t>(column_stats, labels.count));
   else
     fill(data<acc_t>(column_stats), 3 * labels.count, acc_t(0));
 
-  acc_t *out = data<acc_t>(loss), *out_class = data<acc_t>(terms), *out_pair = out_class + (none ? s.rows : 1);
+  acc_t *out = data<acc_t>(loss), *out_class = data<acc_t>(terms),
+        *out_pair = out_class + (none ? s.rows : 1);
   if (none) {
     for (int64_t i = 0; i < s.rows; ++i) {
       out_class[i] = class_axis ? pass.row_term()[i] : acc_t(0);
@@ -119,8 +121,9 @@ auto backward(const Tensor& grad_row, const Tensor& grad_column, const Tensor& l
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> icm_loss_fwd_cpu(Tensor logits, Tensor y_a, Tensor y_b, Tensor lam,
-                                                            std::optional<Tensor> logit_scale, int64_t diagonal,
-                                                            bool class_axis, bool pair_axis, int64_t reduction) {
+                                                            std::optional<Tensor> logit_scale,
+                                                            int64_t diagonal, bool class_axis, bool pair_axis,
+                                                            int64_t reduction) {
   const Reduction how = reduction_from("icm_loss_fwd", reduction);
   return dispatch_floating("icm_loss_fwd", logits, [&](auto zero) {
     return forward<decltype(zero)>(logits, y_a, y_b, lam, logit_scale, diagonal, class_axis, pair_axis, how);

@@ -11,18 +11,7 @@
 
 namespace icm {
 
-ICM_DECLARE_KERNELS(IcmLossKernels<float>, icm_loss_float)
-ICM_DECLARE_KERNELS(IcmLossKernels<double>, icm_loss_double)
-ICM_DECLARE_KERNELS(IcmLossKernels<bfloat16>, icm_loss_bfloat16)
-ICM_DECLARE_KERNELS(IcmLossKernels<float16>, icm_loss_float16)
-
-template <typename scalar_t>
-const IcmLossKernels<scalar_t>& icm_loss_kernels() {
-  if constexpr (std::is_same_v<scalar_t, float>) return select_icm_loss_float();
-  if constexpr (std::is_same_v<scalar_t, double>) return select_icm_loss_double();
-  if constexpr (std::is_same_v<scalar_t, bfloat16>) return select_icm_loss_bfloat16();
-  if constexpr (std::is_same_v<scalar_t, float16>) return select_icm_loss_float16();
-}
+ICM_DECLARE_KERNELS(IcmLossKernels, icm_loss)
 
 // Groups of rows whose column sums are formed on their own and merged in order: a function of the shape
 // alone, so that results do not depend on the number of threads. Merging a group costs about as much as
@@ -64,7 +53,8 @@ class IcmLossForward {
   using acc_t = acc_type<scalar_t>;
 
  public:
-  IcmLossForward(const MixedLabels& labels, Scores<scalar_t>& s) : s_(s), groups_(s.rows, labels.count, s.classes) {
+  IcmLossForward(const MixedLabels& labels, Scores<scalar_t>& s)
+      : s_(s), groups_(s.rows, labels.count, s.classes) {
     const int64_t columns = labels.count;
     s_.columns.count = columns;
     s_.columns.used = std::min(2 * columns, s.classes);  // an upper bound, for the size of the scratch
@@ -123,8 +113,7 @@ class IcmLossForward {
     });
     fill(columns.shift, n, -std::numeric_limits<acc_t>::infinity());
     for (int64_t g = 0; g < groups_.count; ++g)
-      for (int64_t j = 0; j < n; ++j)
-        columns.shift[j] = std::max(columns.shift[j], partial_[g * n + j]);
+      for (int64_t j = 0; j < n; ++j) columns.shift[j] = std::max(columns.shift[j], partial_[g * n + j]);
     for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
       k.shifted_sums(s_, begin, end, scratch, rows, columns, partial_ + g * n);
     });
@@ -187,7 +176,7 @@ class IcmLossBackward {
                                       dlogits,     dscale_,        repaired};
     parallel_ranges(threads_, tiles_, [&](int64_t thread, int64_t begin, int64_t end) {
       icm_loss_kernels<scalar_t>().gradient(s_, begin * tile_, std::min(s_.rows, end * tile_),
-                                   scratch_ + thread * scratch_size_, rows, columns, gradient);
+                                            scratch_ + thread * scratch_size_, rows, columns, gradient);
     });
     double dscale = 0;
     if (dscale_ != nullptr)

@@ -3,6 +3,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
+
+#include "kernels/scalar_types.h"
 
 namespace icm {
 
@@ -33,8 +36,7 @@ inline InstructionSet best_instruction_set() {
 #endif
 #if defined(ICM_HAVE_AVX2)
     // Every processor with AVX2 has F16C.
-    if (most != InstructionSet::kPortable && __builtin_cpu_supports("avx2") &&
-        __builtin_cpu_supports("fma"))
+    if (most != InstructionSet::kPortable && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       return InstructionSet::kAvx2;
 #endif
     return InstructionSet::kPortable;
@@ -45,7 +47,6 @@ inline InstructionSet best_instruction_set() {
 #endif
 }
 
-// Declares `type name` of every instruction set and defines `select_##name()`, which returns the best.
 #if defined(ICM_HAVE_AVX2)
 #define ICM_AVX2(x) x
 #else
@@ -56,19 +57,34 @@ inline InstructionSet best_instruction_set() {
 #else
 #define ICM_AVX512(x)
 #endif
-#define ICM_DECLARE_KERNELS(type, name)                                          \
-  namespace portable {                                                           \
-  extern const type name;                                                        \
-  }                                                                              \
-  ICM_AVX2(namespace avx2 { extern const type name; })                           \
-  ICM_AVX512(namespace avx512 { extern const type name; })                       \
-  inline const type& select_##name() {                                           \
-    switch (best_instruction_set()) {                                            \
-      ICM_AVX512(case InstructionSet::kAvx512 : return avx512::name;)            \
-      ICM_AVX2(case InstructionSet::kAvx2 : return avx2::name;)                  \
-      default:                                                                   \
-        return portable::name;                                                   \
-    }                                                                            \
+#define ICM_DECLARE_KERNEL(type, name)                                \
+  namespace portable {                                                \
+  extern const type name;                                             \
+  }                                                                   \
+  ICM_AVX2(namespace avx2 { extern const type name; })                \
+  ICM_AVX512(namespace avx512 { extern const type name; })            \
+  inline const type& select_##name() {                                \
+    switch (best_instruction_set()) {                                 \
+      ICM_AVX512(case InstructionSet::kAvx512 : return avx512::name;) \
+      ICM_AVX2(case InstructionSet::kAvx2 : return avx2::name;)       \
+      default:                                                        \
+        return portable::name;                                        \
+    }                                                                 \
+  }
+
+// Declares Kernels<T> NAME_float, NAME_double, NAME_bfloat16 and NAME_float16 of every instruction set, and
+// defines NAME_kernels<T>(), which returns those of the best one.
+#define ICM_DECLARE_KERNELS(Kernels, name)                                               \
+  ICM_DECLARE_KERNEL(Kernels<float>, name##_float)                                       \
+  ICM_DECLARE_KERNEL(Kernels<double>, name##_double)                                     \
+  ICM_DECLARE_KERNEL(Kernels<bfloat16>, name##_bfloat16)                                 \
+  ICM_DECLARE_KERNEL(Kernels<float16>, name##_float16)                                   \
+  template <typename scalar_t>                                                           \
+  const Kernels<scalar_t>& name##_kernels() {                                            \
+    if constexpr (std::is_same_v<scalar_t, float>) return select_##name##_float();       \
+    if constexpr (std::is_same_v<scalar_t, double>) return select_##name##_double();     \
+    if constexpr (std::is_same_v<scalar_t, bfloat16>) return select_##name##_bfloat16(); \
+    if constexpr (std::is_same_v<scalar_t, float16>) return select_##name##_float16();   \
   }
 
 }  // namespace icm

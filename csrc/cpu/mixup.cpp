@@ -2,6 +2,8 @@
 // in ../mixup_math.h, checks and allocation in ../mixup_operators.h.
 #include "kernels/mixup.h"
 
+#include <cstring>
+
 #include "../mixup_operators.h"
 #include "instruction_set.h"
 #include "mixup_runs.h"
@@ -9,32 +11,10 @@
 
 namespace icm {
 
-ICM_DECLARE_KERNELS(MixupKernels<float>, mixup_float)
-ICM_DECLARE_KERNELS(MixupKernels<double>, mixup_double)
-ICM_DECLARE_KERNELS(MixupKernels<bfloat16>, mixup_bfloat16)
-ICM_DECLARE_KERNELS(MixupKernels<float16>, mixup_float16)
-ICM_DECLARE_KERNELS(PixelKernels<float>, pixels_float)
-ICM_DECLARE_KERNELS(PixelKernels<double>, pixels_double)
-ICM_DECLARE_KERNELS(PixelKernels<bfloat16>, pixels_bfloat16)
-ICM_DECLARE_KERNELS(PixelKernels<float16>, pixels_float16)
+ICM_DECLARE_KERNELS(MixupKernels, mixup)
+ICM_DECLARE_KERNELS(PixelKernels, pixels)
 
 namespace {
-
-template <typename scalar_t>
-const MixupKernels<scalar_t>& sum_kernels() {
-  if constexpr (std::is_same_v<scalar_t, float>) return select_mixup_float();
-  if constexpr (std::is_same_v<scalar_t, double>) return select_mixup_double();
-  if constexpr (std::is_same_v<scalar_t, bfloat16>) return select_mixup_bfloat16();
-  if constexpr (std::is_same_v<scalar_t, float16>) return select_mixup_float16();
-}
-
-template <typename out_t>
-const PixelKernels<out_t>& pixel_kernels() {
-  if constexpr (std::is_same_v<out_t, float>) return select_pixels_float();
-  if constexpr (std::is_same_v<out_t, double>) return select_pixels_double();
-  if constexpr (std::is_same_v<out_t, bfloat16>) return select_pixels_bfloat16();
-  if constexpr (std::is_same_v<out_t, float16>) return select_pixels_float16();
-}
 
 // What one sample adds to a sum: weight `outside` everywhere but in the box.
 template <typename scalar_t>
@@ -74,7 +54,7 @@ void sum_terms(const Scratch<scalar_t>& s, int64_t terms, const SampleLayout& la
       s.weights[count++] = weight;
     }
     const bool past = stream && (next - e) * int64_t(sizeof(scalar_t)) >= kLeastStreamBytes;
-    sum_kernels<scalar_t>().weighted_sum(s.sources, s.weights, count, next - e, out + e, past);
+    mixup_kernels<scalar_t>().weighted_sum(s.sources, s.weights, count, next - e, out + e, past);
     e = next;
   }
 }
@@ -96,20 +76,28 @@ void mix(const Mixing& m) {
   scratch.reserve(workspace, 2 * threads);
   workspace.allocate();
   prepare_samples(m.partners, layout, plan);
+  const Box none{0, 0, 0, 0};
 
-  for_each_chunk(chunks, batch, layout.size, threads,
-                 [&](int64_t thread, int64_t i, int64_t begin, int64_t end) {
-                   const Scratch<scalar_t> s = scratch.at(2 * thread);
-                   const Sample<acc_t>& sample = plan[i];
-                   if (m.keep_clean) {
-                     s.terms[0] = {from[i], acc_t(1), acc_t(1), Box{0, 0, 0, 0}};
-                     sum_terms(s, 1, layout, begin, end, to[i], stream);
-                   }
-                   if (is_bad(sample.weights)) return fill_nan(to[offset + i] + begin, end - begin);
-                   s.terms[0] = {from[sample.partner], sample.weights.partner, acc_t(1), sample.box};
-                   s.terms[1] = {from[i], sample.weights.own, acc_t(0), sample.box};
-                   sum_terms(s, 2, layout, begin, end, to[offset + i], stream);
-                 });
+  for_each_chunk(
+      chunks, batch, layout.size, threads, [&](int64_t thread, int64_t i, int64_t begin, int64_t end) {
+        const Scratch<scalar_t> s = scratch.at(2 * thread);
+        const Sample<acc_t>& sample = plan[i];
+        if (m.keep_clean) {
+          s.terms[0] = {from[i], acc_t(1), acc_t(1), none};
+          sum_terms(s, 1, layout, begin, end, to[i], stream);
+        }
+        if (is_bad(sample.weights)) return fill_nan(to[offset + i] + begin, end - begin);
+        // The box is written over the rest while that is in the cache: rows of a box are too short to
+        // cut the whole sample into runs at each of their ends.
+        const bool boxed = sample.box.y2 > 0;
+        scalar_t* out = to[offset + i];
+        s.terms[0] = {from[sample.partner], sample.weights.partner, acc_t(0), none};
+        s.terms[1] = {from[i], sample.weights.own, acc_t(0), none};
+        sum_terms(s, 2, layout, begin, end, out, stream && !boxed);
+        for_each_box_row(sample.box, layout, begin, end, [&](int64_t first, int64_t last) {
+          std::memcpy(out + first, from[sample.partner] + first, size_t(last - first) * sizeof(scalar_t));
+        });
+      });
 }
 
 // Scale and shift of each channel.
@@ -139,17 +127,14 @@ struct Pixels {
 };
 
 template <typename out_t>
-void normalise_run(const uint8_t* own, const uint8_t* partner, const Sample<acc_type<out_t>>& sample,
+void normalise_run(const uint8_t* own, const uint8_t* partner, MixWeights<acc_type<out_t>> w,
                    const Pixels<acc_type<out_t>>& pixels, int64_t begin, int64_t end, out_t* out,
                    bool stream) {
-  using acc_t = acc_type<out_t>;
   for (int64_t e = begin; e < end;) {
-    const Run run = run_at(sample.box, pixels.layout, e);
-    int64_t next = std::min(end, run.end);
-    const PixelTable<acc_t> table = pixels.at(e, &next);
-    const MixWeights<acc_t> w = run.inside ? MixWeights<acc_t>{0, 1} : sample.weights;
+    int64_t next = end;
+    const auto table = pixels.at(e, &next);
     const bool past = stream && (next - e) * int64_t(sizeof(out_t)) >= kLeastStreamBytes;
-    pixel_kernels<out_t>().normalise(own + e, partner + e, w.own, w.partner, table, next - e, out + e, past);
+    pixels_kernels<out_t>().normalise(own + e, partner + e, w.own, w.partner, table, next - e, out + e, past);
     e = next;
   }
 }
@@ -173,11 +158,17 @@ void mix_pixels(const Mixing& m) {
   prepare_samples(m.partners, layout, plan);
   pixels.fill(m.mean, m.std);
 
-  const Sample<acc_t> clean{0, {acc_t(1), acc_t(0)}, Box{0, 0, 0, 0}};
+  const MixWeights<acc_t> clean{1, 0}, boxed{0, 1};
   for_each_chunk(chunks, batch, layout.size, threads, [&](int64_t, int64_t i, int64_t begin, int64_t end) {
     if (m.keep_clean) normalise_run(from[i], from[i], clean, pixels, begin, end, to[i], stream);
-    if (is_bad(plan[i].weights)) return fill_nan(to[offset + i] + begin, end - begin);
-    normalise_run(from[i], from[plan[i].partner], plan[i], pixels, begin, end, to[offset + i], stream);
+    const Sample<acc_t>& sample = plan[i];
+    out_t* out = to[offset + i];
+    if (is_bad(sample.weights)) return fill_nan(out + begin, end - begin);
+    const uint8_t* partner = from[sample.partner];
+    normalise_run(from[i], partner, sample.weights, pixels, begin, end, out, stream && sample.box.y2 == 0);
+    for_each_box_row(sample.box, layout, begin, end, [&](int64_t first, int64_t last) {
+      normalise_run(from[i], partner, boxed, pixels, first, last, out, false);
+    });
   });
 }
 

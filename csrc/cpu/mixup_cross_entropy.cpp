@@ -7,20 +7,9 @@
 
 namespace icm {
 
-ICM_DECLARE_KERNELS(MixupCrossEntropyKernels<float>, mixup_cross_entropy_float)
-ICM_DECLARE_KERNELS(MixupCrossEntropyKernels<double>, mixup_cross_entropy_double)
-ICM_DECLARE_KERNELS(MixupCrossEntropyKernels<bfloat16>, mixup_cross_entropy_bfloat16)
-ICM_DECLARE_KERNELS(MixupCrossEntropyKernels<float16>, mixup_cross_entropy_float16)
+ICM_DECLARE_KERNELS(MixupCrossEntropyKernels, mixup_cross_entropy)
 
 namespace {
-
-template <typename scalar_t>
-const MixupCrossEntropyKernels<scalar_t>& kernels() {
-  if constexpr (std::is_same_v<scalar_t, float>) return select_mixup_cross_entropy_float();
-  if constexpr (std::is_same_v<scalar_t, double>) return select_mixup_cross_entropy_double();
-  if constexpr (std::is_same_v<scalar_t, bfloat16>) return select_mixup_cross_entropy_bfloat16();
-  if constexpr (std::is_same_v<scalar_t, float16>) return select_mixup_cross_entropy_float16();
-}
 
 // Logits and targets of one call, ready for the kernels, and the memory and threads of its pass.
 template <typename scalar_t>
@@ -133,8 +122,8 @@ auto forward(const Tensor& logits, const MixedLabels& labels, const std::optiona
     return std::make_tuple(loss, stats);
   }
   pass.for_each_range([&](int64_t begin, int64_t end, acc_t* scratch) {
-    kernels<scalar_t>().terms(pass.targets(), begin, end, scratch, row_stats_of<acc_t>(stats, rows),
-                              pass.per_row());
+    mixup_cross_entropy_kernels<scalar_t>().terms(pass.targets(), begin, end, scratch,
+                                                  row_stats_of<acc_t>(stats, rows), pass.per_row());
   });
   reduce_terms(pass.per_row(), rows, reduction, loss);
   return std::make_tuple(loss, stats);
@@ -158,8 +147,8 @@ Tensor backward(const Tensor& grad, const Tensor& logits, const MixedLabels& lab
   }
   spread_gradient(incoming, rows, reduction, pass.per_row());
   pass.for_each_range([&](int64_t begin, int64_t end, acc_t* scratch) {
-    kernels<scalar_t>().gradient(pass.targets(), begin, end, scratch, row_stats_of<acc_t>(row_stats, rows),
-                                 pass.per_row(), out);
+    mixup_cross_entropy_kernels<scalar_t>().gradient(
+        pass.targets(), begin, end, scratch, row_stats_of<acc_t>(row_stats, rows), pass.per_row(), out);
   });
   return dlogits;
 }

@@ -4,9 +4,6 @@
 // soon after (or before) as partner, from the cache the second time.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
@@ -22,21 +19,9 @@ namespace icm {
 inline constexpr int64_t kCacheBytes = 8 << 20, kLeastChunkBytes = 4 << 10, kMostChunkBytes = 1 << 20;
 // Results from this size on are written past the caches (2.8 ms against 4.1 ms at 64x3x224x224 float32), except
 // for runs too short to fill many lines.
-inline constexpr int64_t kLargeBytes = 16 << 20, kLeastStreamBytes = 2 << 10;
+inline constexpr int64_t kLeastStreamBytes = 2 << 10;
 
 inline bool streams(const Tensor& out) { return out.numel() * int64_t(out.element_size()) >= kLargeBytes; }
-
-// A new large array is as yet no memory, and most of the time of its first write goes into getting 4 KiB at a time
-// (27 ms against 9 ms at 64x3x224x224). Advice: nothing depends on its being taken.
-inline void ask_for_huge_pages(const Tensor& out) {
-#if defined(__linux__)
-  constexpr uintptr_t page = 2 << 20;
-  if (!streams(out)) return;
-  const uintptr_t first = (uintptr_t(out.data_ptr()) + page - 1) / page * page;
-  const uintptr_t last = (uintptr_t(out.data_ptr()) + size_t(out.numel()) * out.element_size()) / page * page;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 struct Chunks {
   int64_t elements, count;
@@ -77,6 +62,20 @@ inline Run run_at(const Box& box, const SampleLayout& layout, int64_t e) {
   if (e < start + box.x1) return {start + box.x1, false};
   if (e < start + box.x2) return {start + box.x2, true};
   return {start + layout.row, false};
+}
+
+// body(first, last) for the part of every row of the box that lies in [begin, end).
+template <typename Body>
+void for_each_box_row(const Box& box, const SampleLayout& layout, int64_t begin, int64_t end,
+                      const Body& body) {
+  if (box.y2 == 0) return;
+  const int64_t plane = layout.rows * layout.row;
+  for (int64_t start = begin / plane * plane; start < end; start += plane)
+    for (int64_t y = box.y1; y < box.y2; ++y) {
+      const int64_t first = std::max(begin, start + y * layout.row + box.x1);
+      const int64_t last = std::min(end, start + y * layout.row + box.x2);
+      if (first < last) body(first, last);
+    }
 }
 
 template <typename acc_t>

@@ -254,23 +254,6 @@ void unmix_cuda(const char* op, const Mixing& m, cudaStream_t stream) {
   check_launch(op);
 }
 
-// Calls body(scalar_t{}) for the floating-point type of a tensor.
-template <typename Body>
-void dispatch_floating(const char* op, const Tensor& tensor, const Body& body) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return body(float{});
-    case ScalarType::Double:
-      return body(double{});
-    case ScalarType::BFloat16:
-      return body(__nv_bfloat16{});
-    case ScalarType::Half:
-      return body(__half{});
-    default:
-      STD_TORCH_CHECK(false, op, ": expected a float32, float64, bfloat16 or float16 tensor");
-  }
-}
-
 struct Cuda {
   static bool owns(const Tensor& tensor) { return tensor.is_cuda(); }
   static Tensor empty(const Shape& sizes, const Shape& strides, ScalarType type, const Tensor& like) {
@@ -280,7 +263,7 @@ struct Cuda {
     check_size(op, m);
     const torch::stable::accelerator::DeviceGuard guard(m.x.get_device_index());
     const cudaStream_t stream = current_stream(m.x.get_device_index());
-    dispatch_floating(op, m.out, [&](auto zero) {
+    dispatch_floating_types<__nv_bfloat16, __half>(op, m.out, [&](auto zero) {
       using out_t = decltype(zero);
       if (m.x.scalar_type() == ScalarType::Byte)
         mix_cuda<uint8_t, out_t>(op, m, stream);
@@ -292,7 +275,8 @@ struct Cuda {
     check_size(op, m);
     const torch::stable::accelerator::DeviceGuard guard(m.x.get_device_index());
     const cudaStream_t stream = current_stream(m.x.get_device_index());
-    dispatch_floating(op, m.out, [&](auto zero) { unmix_cuda<decltype(zero)>(op, m, stream); });
+    dispatch_floating_types<__nv_bfloat16, __half>(
+        op, m.out, [&](auto zero) { unmix_cuda<decltype(zero)>(op, m, stream); });
   }
 };
 

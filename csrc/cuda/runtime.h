@@ -19,7 +19,7 @@ inline cudaStream_t current_stream(int32_t device_index) {
   }();
   STD_TORCH_CHECK(getter != nullptr, "icm_fast: this torch has no CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(getter(device_index, &stream));
+  TORCH_ERROR_CODE_CHECK(getter(device_index, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 

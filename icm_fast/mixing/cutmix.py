@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..functional import cutmix_box
+from ..functional.cutmix_box import cutmix_box
 from .sampling import Draws
 
 

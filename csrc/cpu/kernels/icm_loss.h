@@ -18,10 +18,10 @@ namespace icm {
 template <typename acc_t>
 struct Columns {
   int64_t count;
-  const int32_t* slot_a;   // (count,)
-  const int32_t* slot_b;   // (count,)
-  const acc_t* w_a;        // (count,)
-  const acc_t* w_b;        // (count,)
+  const int32_t* slot_a;  // (count,)
+  const int32_t* slot_b;  // (count,)
+  const acc_t* w_a;       // (count,)
+  const acc_t* w_b;       // (count,)
   int64_t used;
   const int64_t* present;  // (used,) ascending
   const int32_t* slot_of;  // (classes,) slot of a class, or -1; null when every class is used

@@ -40,8 +40,8 @@ ICM_INLINE void add_columns(const Scores<scalar_t>& s, const Gradient<scalar_t>&
 
 // The target's part: -1 per axis at each image's own column.
 template <typename scalar_t, typename acc_t, int K>
-ICM_INLINE void subtract_target(const Scores<scalar_t>& s, const Gradient<scalar_t>& g, int64_t row, int valid,
-                                acc_t* dtile) {
+ICM_INLINE void subtract_target(const Scores<scalar_t>& s, const Gradient<scalar_t>& g, int64_t row,
+                                int valid, acc_t* dtile) {
   constexpr int R = kTileRows<acc_t, K>;
   for (int r = 0; r < valid; ++r) {
     const int64_t j = s.diagonal + row + r;
@@ -68,8 +68,8 @@ ICM_INLINE void scale_gradient(const Scores<scalar_t>& s, const acc_t* raw, cons
 
 template <typename scalar_t>
 inline void gradient(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type<scalar_t>* scratch,
-              LogSum<acc_type<scalar_t>> rows, LogSum<acc_type<scalar_t>> columns,
-              const Gradient<scalar_t>& g) {
+                     LogSum<acc_type<scalar_t>> rows, LogSum<acc_type<scalar_t>> columns,
+                     const Gradient<scalar_t>& g) {
   using acc_t = acc_type<scalar_t>;
   constexpr int L = kLanes<acc_t>;
   const Scratch<scalar_t> buffers(s, scratch);

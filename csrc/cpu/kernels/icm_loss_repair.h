@@ -9,8 +9,8 @@ namespace icm::ICM_ISA {
 
 template <typename scalar_t>
 inline void maxima(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type<scalar_t>* scratch,
-            acc_type<scalar_t> global_offset, LogSum<acc_type<scalar_t>> rows,
-            acc_type<scalar_t>* column_shift) {
+                   acc_type<scalar_t> global_offset, LogSum<acc_type<scalar_t>> rows,
+                   acc_type<scalar_t>* column_shift) {
   using acc_t = acc_type<scalar_t>;
   constexpr int L = kLanes<acc_t>;
   const Scratch<scalar_t> buffers(s, scratch);
@@ -50,8 +50,8 @@ inline void maxima(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_ty
 
 template <typename scalar_t>
 inline void shifted_sums(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type<scalar_t>* scratch,
-                  LogSum<acc_type<scalar_t>> rows, LogSum<acc_type<scalar_t>> columns,
-                  acc_type<scalar_t>* column_sum) {
+                         LogSum<acc_type<scalar_t>> rows, LogSum<acc_type<scalar_t>> columns,
+                         acc_type<scalar_t>* column_sum) {
   using acc_t = acc_type<scalar_t>;
   constexpr int L = kLanes<acc_t>;
   const Scratch<scalar_t> buffers(s, scratch);

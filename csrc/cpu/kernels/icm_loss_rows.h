@@ -79,8 +79,8 @@ template <typename scalar_t>
 struct Scratch {
   using acc_t = acc_type<scalar_t>;
   acc_t* tile;
-  acc_t* second;   // gradient tile or column accumulators
-  acc_t* raw;      // sign * logits, for the gradient of the scale
+  acc_t* second;  // gradient tile or column accumulators
+  acc_t* raw;     // sign * logits, for the gradient of the scale
   Scratch(const Scores<scalar_t>& s, acc_t* scratch) {
     const int64_t tile_size = (s.columns.used + 1) * kTileRows<acc_t, kTileVectors>;
     tile = scratch;

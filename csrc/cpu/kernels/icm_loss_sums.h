@@ -32,8 +32,8 @@ ICM_INLINE RowVec<acc_t, K> add_rows(Columns<acc_t> columns, const acc_t* tile, 
 
 template <typename scalar_t>
 inline void sums(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type<scalar_t>* scratch,
-          LogSum<acc_type<scalar_t>> rows, acc_type<scalar_t>* diagonal_score,
-          acc_type<scalar_t>* column_sum, acc_type<scalar_t>* column_offset) {
+                 LogSum<acc_type<scalar_t>> rows, acc_type<scalar_t>* diagonal_score,
+                 acc_type<scalar_t>* column_sum, acc_type<scalar_t>* column_offset) {
   using acc_t = acc_type<scalar_t>;
   constexpr int L = kLanes<acc_t>;
   const Scratch<scalar_t> buffers(s, scratch);

@@ -153,12 +153,13 @@ struct Exp2<double> {
   static constexpr int mantissa_bits = 52;
   static constexpr double exponent_bias = 1023.0;
   static constexpr double round_magic = 0x1.8p52;
-  static constexpr double coefficients[] = {
-      1.3691488853904124e-12, 2.5678435993488196e-11, 4.44553827187081e-10,
-      7.054911620801121e-09,  1.0178086009239696e-07, 1.3215486790144305e-06,
-      1.5252733804059838e-05, 0.00015403530393381606, 0.0013333558146428441,
-      0.009618129107628477,   0.055504108664821576,   0.2402265069591007,
-      0.6931471805599453,     1.0};
+  static constexpr double coefficients[] = {1.3691488853904124e-12, 2.5678435993488196e-11,
+                                            4.44553827187081e-10,   7.054911620801121e-09,
+                                            1.0178086009239696e-07, 1.3215486790144305e-06,
+                                            1.5252733804059838e-05, 0.00015403530393381606,
+                                            0.0013333558146428441,  0.009618129107628477,
+                                            0.055504108664821576,   0.2402265069591007,
+                                            0.6931471805599453,     1.0};
 };
 
 // Which x an exponential must serve. kShallow promises that no x is NaN or below min_exponent, and gives

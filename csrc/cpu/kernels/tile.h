@@ -27,8 +27,7 @@ inline constexpr acc_t kLargest = sizeof(acc_t) == 4 ? acc_t(__FLT_MAX__) : acc_
 // classes among many are gathered one by one (a square costs about 64 B per row and 16 classes).
 template <typename scalar_t>
 ICM_INLINE bool reads_whole_rows(const Scores<scalar_t>& s) {
-  return s.class_stride == 1 && s.columns.used * 8 >= s.classes &&
-         s.classes >= kLanes<acc_type<scalar_t>>;
+  return s.class_stride == 1 && s.columns.used * 8 >= s.classes && s.classes >= kLanes<acc_type<scalar_t>>;
 }
 
 // Squares ahead whose logits are fetched: 16 or 32 rows are more streams than a processor follows by itself.
