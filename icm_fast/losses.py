@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from . import functional as F_icm
 from ._validate import check_choice, check_floating, check_tensor, describe
-from .functional._dispatch import REDUCTION_NAMES, check_logits, target_kind
-from .operators.icm_loss import AXES
-from .reference._common import Axis, Reduction
+from .functional._dispatch import AXIS_NAMES, REDUCTION_NAMES, Axis, Reduction, check_logits, target_kind
 from .target import MixedTarget
 
 logger = logging.getLogger("icm_fast")
@@ -59,7 +57,7 @@ class ICMLoss(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        check_choice("ICMLoss", "axis", axis, tuple(AXES))
+        check_choice("ICMLoss", "axis", axis, AXIS_NAMES)
         check_choice("ICMLoss", "reduction", reduction, REDUCTION_NAMES)
         self.axis, self.reduction, self.validate, self.backend = axis, reduction, validate, backend
         if isinstance(logit_scale, Tensor):

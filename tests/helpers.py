@@ -24,7 +24,7 @@ def run_python(code: str, *, env: dict[str, str] | None = None, timeout_s: int =
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -121,7 +121,8 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples(name: str) -> None:
-    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    names = {"torch": torch, "MixedTarget": icm_fast.MixedTarget}
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS, extraglobs=names)
     assert results.failed == 0
 
 
@@ -156,6 +157,6 @@ def test_files_are_short() -> None:
     long = {
         str(path.relative_to(ROOT)): lines
         for path in sources
-        if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh") and (lines := len(path.read_text().splitlines())) > 330
+        if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh") and (lines := len(path.read_text().splitlines())) > 320
     }
     assert not long

@@ -15,8 +15,11 @@ from .._validate import (
     check_target_values,
     describe,
 )
+from ..reference._common import Axis as Axis
+from ..reference._common import Reduction as Reduction
 from ..target import MixedTarget
 
+AXIS_NAMES = ("both", "class", "pair")
 REDUCTION_NAMES = ("none", "mean", "sum")
 
 

@@ -12,20 +12,18 @@ from .._backends import choose
 from .._validate import check_choice, describe
 from ..operators import icm_loss as operator
 from ..operators._library import accumulation_type
-from ..reference._common import Axis, Reduction
 from ..target import MixedTarget
 from . import _dispatch
 
 _WHERE = "icm_loss"
-_AXES = tuple(operator.AXES)
 
 
 def icm_loss(
     logits: Tensor,
     target: MixedTarget | Tensor,
     *,
-    axis: Axis = "both",
-    reduction: Reduction = "mean",
+    axis: _dispatch.Axis = "both",
+    reduction: _dispatch.Reduction = "mean",
     logit_scale: float | Tensor | None = None,
     validate: bool = False,
     return_terms: bool = False,
@@ -91,7 +89,7 @@ def icm_loss(
         torch.Size([4, 10])
     """
     _dispatch.check_logits(_WHERE, logits)
-    check_choice(_WHERE, "axis", axis, _AXES)
+    check_choice(_WHERE, "axis", axis, _dispatch.AXIS_NAMES)
     check_choice(_WHERE, "reduction", reduction, _dispatch.REDUCTION_NAMES)
     kind = _dispatch.target_kind(_WHERE, logits, target)
     scale = _scale(logits, logit_scale)
