@@ -1,6 +1,6 @@
 """Rewrites the measured parts of README.md, and the figure of time and memory, from the files in benchmarks/results.
 
-`python -m benchmarks.readme` after `make bench` (writes cpu.json) and `make demo OUT=benchmarks/results/digits`.
+`make bench` and `make readme` write those files and end with this.
 `--check` changes nothing and fails if README.md says something else.
 """
 

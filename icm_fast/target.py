@@ -134,22 +134,24 @@ class MixedTarget:
         """From (B, C) dense targets with at most two non-zeros a row, which sum to 1. Reads the values once.
 
         Raises:
-            ValueError: a row with more non-zeros, or one that does not sum to 1 within float32 rounding.
+            ValueError: a row with more non-zeros, a negative weight, or weights that do not sum to 1 within the rounding
+                of their type.
         """
         check_floating("MixedTarget.from_dense", "rows", rows)
         if rows.dim() != 2 or rows.shape[1] == 0:
             raise ValueError(f"MixedTarget.from_dense: expected shape (B, C), got {tuple(rows.shape)}")
-        weights, classes = rows.detach().float().topk(min(2, rows.shape[1]), dim=1)
-        counts = (rows != 0).sum(dim=1)
-        bad = (counts > 2) | ~((weights.sum(dim=1) - 1).abs() <= 1e-3 * (1 + 0 * counts))
+        wide = rows.detach() if rows.dtype == torch.float64 else rows.detach().float()
+        counts, sums = (wide != 0).sum(dim=1), wide.sum(dim=1)
+        rounded = 4 * torch.finfo(rows.dtype).eps
+        bad = (counts > 2) | (wide < 0).any(dim=1) | ~((sums - 1).abs() <= rounded)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise ValueError(
-                f"MixedTarget.from_dense: expected at most two non-zeros that sum to 1 in each row, row {row} has "
-                f"{int(counts[row])} that sum to {float(rows[row].sum()):.6g}; pass the dense tensor itself instead"
+                f"MixedTarget.from_dense: expected at most two weights above 0 that sum to 1 in each row, row {row} has "
+                f"{int(counts[row])} non-zeros that sum to {float(sums[row]):.6g}; pass the dense tensor itself instead"
             )
-        single = weights.shape[1] == 1
-        return cls(classes[:, 0], classes[:, 0 if single else 1], weights[:, 0].clamp(0, 1))
+        weights, classes = wide.topk(min(2, rows.shape[1]), dim=1)
+        return cls(classes[:, 0], classes[:, -1], weights[:, 0].clamp(0, 1))
 
     @classmethod
     def from_kornia(cls, labels: Tensor) -> MixedTarget:

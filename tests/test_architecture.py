@@ -14,6 +14,7 @@ import torch
 from helpers import ROOT, run_python
 
 import icm_fast
+from benchmarks import readme
 from icm_fast.operators import IMPLEMENTED
 
 PACKAGE = ROOT / "icm_fast"
@@ -150,6 +151,10 @@ def test_readme_names_only_what_exists() -> None:
         assert (ROOT / path).exists(), f"README links to {path}"
     for command in re.findall(r"`make ([a-z-]+)`", text):
         assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), command
+
+
+def test_readme_says_what_was_measured() -> None:
+    assert readme.main(["--check"]) == 0
 
 
 def test_files_are_short() -> None:

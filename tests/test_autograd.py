@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from helpers import backends_of
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import icm_fast as icm
 from icm_fast import functional as F_icm
@@ -76,6 +78,11 @@ def test_second_derivative_is_refused_and_the_reference_has_one(
     (gradient,) = torch.autograd.grad(F_icm.icm_loss(logits, target, backend=backend), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference'"):
         gradient.square().sum().backward()
+    scale = torch.tensor(2.0, requires_grad=True)
+    loss = F_icm.icm_loss(logits.detach(), target, logit_scale=scale, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, scale, create_graph=True)
+    with pytest.raises(RuntimeError, match="backend='reference'"):
+        gradient.square().backward()
     loss = F_icm.icm_loss(logits, target, backend="reference")
     (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
     assert torch.autograd.grad(gradient.square().sum(), logits)[0].isfinite().all()
@@ -119,6 +126,14 @@ def test_function_transforms_go_through_the_reference(case: tuple[Tensor, icm.Mi
     torch.testing.assert_close(
         torch.func.vmap(loss)(batched), torch.stack([loss(each) for each in batched]), rtol=1e-5, atol=1e-6
     )
+
+
+def test_traced_without_values(case: tuple[Tensor, icm.MixedTarget]) -> None:
+    logits, target = case
+    traced = make_fx(lambda S: F_icm.icm_loss(S, target))(logits.detach())
+    budget.check_same_bits(traced(logits.detach()), F_icm.icm_loss(logits, target).detach(), "traced loss")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert F_icm.icm_loss(torch.zeros(33, 20), target).shape == ()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -82,7 +82,7 @@ def test_rectangles(axis: str, regime: str, backend: str, generator: torch.Gener
         case = Case(logits, *whole[1:])
         options = (first, axis != "pair", axis != "class", 0)
         loss, _, row_stats, column_stats = forward(logits, *whole[1:], None, *options)
-        assert row_stats.shape == (3, rows) and column_stats.shape == (3, 75)
+        assert row_stats.shape == (4, rows) and column_stats.shape == (3, 75)
         owned = torch.zeros(75)
         owned[first : first + rows] = 1.0
         # The sums of the other columns would come from all processes; these rows alone may leave one empty.
@@ -142,16 +142,23 @@ def test_wrong_shapes_are_refused_by_the_operator() -> None:
         "integer logits": (logits.long(), labels, labels, lam, None, 0, True, True, 1),
         "logits of one dimension": (logits[0], labels, labels, lam, None, 0, True, True, 1),
         "a diagonal outside": (logits, labels, labels, lam, None, 1, True, True, 1),
+        "a diagonal that overflows": (logits, labels, labels, lam, None, 2**63 - 3, True, True, 1),
         "a negative diagonal": (logits, labels, labels, lam, None, -1, True, True, 1),
         "an unknown reduction": (logits, labels, labels, lam, None, 0, True, True, 3),
-        "a vector as scale": (logits, labels, labels, lam, torch.zeros(2), 0, True, True, 1),
+        "a vector as scale": (logits, labels, labels, lam, torch.zeros(1), 0, True, True, 1),
     }
     for arguments in bad.values():
         with pytest.raises(RuntimeError, match="icm_loss_fwd"):
             forward(*arguments)
+    freed = torch.zeros(4, 3)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="storage"):
+        forward(freed, labels, labels, lam, None, 0, True, True, 1)
+    with pytest.raises(RuntimeError, match="one device"):
+        forward(logits, labels.to("meta"), labels, lam, None, 0, True, True, 1)
     grad = torch.ones(())
     tail = (0, True, True, 1, False)
-    for stats in ((good[2][:2], good[3]), (good[2], good[3].double()), (good[2].T.contiguous().T, good[3])):
+    for stats in ((good[2][:3], good[3]), (good[2], good[3].double()), (good[2].T.contiguous().T, good[3])):
         with pytest.raises(RuntimeError, match="statistics"):
             backward(grad, grad, logits, labels, labels, lam, None, *stats, *tail)
     with pytest.raises(RuntimeError, match="grad_row"):

@@ -40,13 +40,19 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "three non-zeros a row": (
         lambda: icm.MixedTarget.from_dense(torch.full((2, 4), 0.25)),
         ValueError,
-        ("two non-zeros", "row 0 has 4"),
+        ("two weights", "row 0 has 4"),
     ),
     "dense row that sums to 2": (
         lambda: icm.MixedTarget.from_dense(torch.tensor([[1.0, 0.0], [1.0, 1.0]])),
         ValueError,
         ("row 1", "sum to 2"),
     ),
+    "negative dense weight": (
+        lambda: icm.MixedTarget.from_dense(torch.tensor([[1.2, -0.2]])),
+        ValueError,
+        ("above 0", "row 0"),
+    ),
+    "half labels": (lambda: F_icm.icm_loss(LOGITS, torch.zeros(4, dtype=torch.complex32)), TypeError, ("complex32",)),
     "dense NaN": (lambda: icm.MixedTarget.from_dense(torch.tensor([[torch.nan, 1.0]])), ValueError, ("row 0",)),
     "kornia rows of two": (lambda: icm.MixedTarget.from_kornia(torch.zeros(4, 2)), ValueError, ("(B, 3)", "(4, 2)")),
     "too few classes": (lambda: target().dense(3), ValueError, ("label 3", "num_classes", "got 3")),

@@ -1,4 +1,4 @@
-// Prepares the mixed classes of a batch, one per column: spec of the target before anything is computed.
+// Prepares the mixed classes of a batch, one per column.
 //
 // A column whose labels are equal, or one of whose weights is exactly 0, is the pure class with weight
 // exactly 1: lam*S + (1-lam)*S would break exact ties, and 0 * -inf is NaN. A label or a lam out of range
@@ -24,9 +24,8 @@ struct MixedLabels {
   const double* lam_double;
   int64_t lam_stride;
 
-  template <typename acc_t>
-  acc_t lam(int64_t j) const {
-    return lam_float != nullptr ? acc_t(lam_float[j * lam_stride]) : acc_t(lam_double[j * lam_stride]);
+  double lam(int64_t j) const {
+    return lam_float != nullptr ? double(lam_float[j * lam_stride]) : lam_double[j * lam_stride];
   }
 };
 
@@ -40,8 +39,9 @@ struct MixedClass {
 template <typename acc_t>
 inline MixedClass<acc_t> mixed_class(const MixedLabels& labels, int64_t j, int64_t classes) {
   const int64_t a = labels.y_a[j * labels.stride_a], b = labels.y_b[j * labels.stride_b];
-  const acc_t lam = labels.lam<acc_t>(j), rest = partner_weight(lam);
-  if (a < 0 || a >= classes || b < 0 || b >= classes || !lam_is_valid(lam)) return {0, 0, 0, 0, false};
+  const double given = labels.lam(j);  // judged before it is rounded
+  const acc_t lam = acc_t(given), rest = partner_weight(lam);
+  if (a < 0 || a >= classes || b < 0 || b >= classes || !lam_is_valid(given)) return {0, 0, 0, 0, false};
   if (a == b || rest == acc_t(0)) return {a, a, acc_t(1), acc_t(0), true};
   if (lam == acc_t(0)) return {b, b, acc_t(1), acc_t(0), true};
   return {a, b, lam, rest, true};

@@ -11,8 +11,8 @@ Scores<scalar_t> scores(const char* op, const Tensor& logits, int64_t columns, i
   STD_TORCH_CHECK(logits.dim() == 2 && logits.is_cpu(), op, ": expected logits of shape (B, C) on the CPU");
   const int64_t rows = logits.size(0), classes = logits.size(1);
   STD_TORCH_CHECK(classes < std::numeric_limits<int32_t>::max() / 2, op, ": at most 2^30 classes");
-  STD_TORCH_CHECK(diagonal >= 0 && diagonal + rows <= columns, op, ": expected the diagonal of ", rows,
-                  " rows to lie inside ", columns, " columns");
+  STD_TORCH_CHECK(diagonal >= 0 && rows <= columns && diagonal <= columns - rows, op,
+                  ": expected the diagonal of ", rows, " rows to lie inside ", columns, " columns");
   Scores<scalar_t> s{};
   s.logits = data<const scalar_t>(logits);
   s.rows = rows;
@@ -21,6 +21,8 @@ Scores<scalar_t> scores(const char* op, const Tensor& logits, int64_t columns, i
   s.class_stride = logits.stride(1);
   s.diagonal = diagonal;
   using acc_t = acc_type<scalar_t>;
+  STD_TORCH_CHECK(!logit_scale.has_value() || logit_scale->dim() == 0, op,
+                  ": expected logit_scale of shape ()");
   s.scale = logit_scale.has_value() ? broadcast_vector<acc_t>(op, "logit_scale", *logit_scale, 1)[0] : 1;
   s.sign = s.scale < 0 ? acc_t(-1) : acc_t(1);
   s.sigma = std::abs(s.scale) * acc_t(kLog2E);
@@ -28,9 +30,14 @@ Scores<scalar_t> scores(const char* op, const Tensor& logits, int64_t columns, i
 }
 
 template <typename acc_t>
-LogSum<acc_t> log_sum(const Tensor& stats, int64_t count) {
+LogSum<acc_t> column_sums_of(const Tensor& stats, int64_t count) {
   acc_t* first = data<acc_t>(stats);
   return {first, first + count, first + 2 * count};
+}
+
+template <typename acc_t>
+RowSums<acc_t> row_sums_of(const Tensor& stats, int64_t count) {
+  return {column_sums_of<acc_t>(stats, count), data<acc_t>(stats) + 3 * count};
 }
 
 template <typename scalar_t>
@@ -44,7 +51,7 @@ auto forward(const Tensor& logits, const Tensor& y_a, const Tensor& y_b, const T
   const bool none = reduction == Reduction::kNone;
   Tensor loss = none ? new_tensor({s.rows}, kScalarType<acc_t>) : new_tensor({}, kScalarType<acc_t>);
   Tensor terms = none ? new_tensor({2, s.rows}, kScalarType<acc_t>) : new_tensor({2}, kScalarType<acc_t>);
-  Tensor row_stats = new_tensor({3, s.rows}, kScalarType<acc_t>);
+  Tensor row_stats = new_tensor({4, s.rows}, kScalarType<acc_t>);
   Tensor column_stats = new_tensor({3, labels.count}, kScalarType<acc_t>);
   const auto result = [&] { return std::make_tuple(loss, terms, row_stats, column_stats); };
 
@@ -54,8 +61,8 @@ auto forward(const Tensor& logits, const Tensor& y_a, const Tensor& y_b, const T
     return result();
   }
   if (s.rows > 0)
-    pass.run(class_axis, pair_axis, log_sum<acc_t>(row_stats, s.rows),
-             log_sum<acc_t>(column_stats, labels.count));
+    pass.run(class_axis, pair_axis, row_sums_of<acc_t>(row_stats, s.rows),
+             column_sums_of<acc_t>(column_stats, labels.count));
   else
     fill(data<acc_t>(column_stats), 3 * labels.count, acc_t(0));
 
@@ -91,10 +98,10 @@ auto backward(const Tensor& grad_row, const Tensor& grad_column, const Tensor& l
   const MixedLabels labels = mixed_labels(op, y_a, y_b, lam);
   Scores<scalar_t> s = scores<scalar_t>(op, logits, labels.count, diagonal, logit_scale);
   const int64_t n = labels.count;
-  STD_TORCH_CHECK(row_stats.numel() == 3 * s.rows && column_stats.numel() == 3 * n &&
+  STD_TORCH_CHECK(row_stats.numel() == 4 * s.rows && column_stats.numel() == 3 * n &&
                       row_stats.scalar_type() == kScalarType<acc_t> &&
                       column_stats.scalar_type() == kScalarType<acc_t> && row_stats.is_contiguous() &&
-                      column_stats.is_contiguous(),
+                      row_stats.is_cpu() && column_stats.is_cpu() && column_stats.is_contiguous(),
                   op, ": expected the statistics that icm_loss_fwd returned for these logits");
   const auto rows_grad = broadcast_vector<acc_t>(op, "grad_row", grad_row, s.rows);
   const auto columns_grad = broadcast_vector<acc_t>(op, "grad_column", grad_column, n);
@@ -111,8 +118,9 @@ auto backward(const Tensor& grad_row, const Tensor& grad_column, const Tensor& l
   acc_t total = 0;
   if (s.rows > 0) {
     const double factor = reduction == Reduction::kMean ? 1.0 / double(s.rows) : 1.0;
-    total = acc_t(pass.run(rows_grad, columns_grad, factor, class_axis, pair_axis,
-                           log_sum<acc_t>(row_stats, s.rows), log_sum<acc_t>(column_stats, n), out));
+    total =
+        acc_t(pass.run(rows_grad, columns_grad, factor, class_axis, pair_axis,
+                       row_sums_of<acc_t>(row_stats, s.rows), column_sums_of<acc_t>(column_stats, n), out));
   }
   *data<acc_t>(dscale) = total;
   return std::make_tuple(dlogits, dscale);

@@ -1,8 +1,9 @@
 // The forward and the backward pass of icm_loss: memory, threads and the order of the kernels.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <type_traits>
+#include <limits>
 
 #include "../icm_math.h"
 #include "instruction_set.h"
@@ -24,20 +25,22 @@ struct RowGroups {
     rows_per_group = std::max(least, round_up((rows + 31) / 32, 64));
     count = (rows + rows_per_group - 1) / rows_per_group;
   }
+  int64_t begin(int64_t group) const { return group * rows_per_group; }
+  int64_t end(int64_t group, int64_t rows) const { return std::min(rows, (group + 1) * rows_per_group); }
 };
 
-// Merges the groups' column sums, in order, relative to the largest offset.
+// Merges the groups' column sums, in order, relative to the largest offset; the rows' weights follow.
 template <typename acc_t>
-void merge_columns(const acc_t* partial, const acc_t* offsets, int64_t groups, int64_t columns, acc_t sigma,
-                   LogSum<acc_t> out) {
-  acc_t largest = offsets[0];
-  for (int64_t g = 1; g < groups; ++g) largest = std::max(largest, offsets[g]);
+void merge_columns(const acc_t* partial, const acc_t* offsets, const RowGroups& groups, int64_t columns,
+                   acc_t sigma, RowSums<acc_t> rows, int64_t row_count, LogSum<acc_t> out) {
+  const acc_t largest = *std::max_element(offsets, offsets + groups.count);
   fill(out.offset, columns, largest);
   fill(out.shift, columns, acc_t(0));
   fill(out.sum, columns, acc_t(0));
-  for (int64_t g = 0; g < groups; ++g) {
+  for (int64_t g = 0; g < groups.count; ++g) {
     const acc_t factor = std::exp2((offsets[g] - largest) * sigma);
     for (int64_t j = 0; j < columns; ++j) out.sum[j] += factor * partial[g * columns + j];
+    for (int64_t i = groups.begin(g); i < groups.end(g, row_count); ++i) rows.weight[i] *= factor;
   }
 }
 
@@ -64,7 +67,8 @@ class IcmLossForward {
     workspace_.reserve(threads_ * scratch_size_, &scratch_);
     workspace_.reserve(groups_.count * columns, &partial_);
     workspace_.reserve(groups_.count, &offsets_);
-    workspace_.reserve(s.rows, &diagonal_score_);
+    workspace_.reserve(s.rows, &diagonal_.row);
+    workspace_.reserve(s.rows, &diagonal_.column);
     workspace_.reserve(2 * s.rows, &terms_);
     workspace_.allocate();
     valid_ = prepare_columns(labels, s.classes, buffers_, &s_.columns);
@@ -73,20 +77,17 @@ class IcmLossForward {
   bool valid_target() const { return valid_; }
 
   // Row and column statistics and terms.
-  void run(bool class_axis, bool pair_axis, LogSum<acc_t> rows, LogSum<acc_t> columns) {
+  void run(bool class_axis, bool pair_axis, RowSums<acc_t> rows, LogSum<acc_t> columns) {
     const auto& k = icm_loss_kernels<scalar_t>();
     const int64_t n = s_.columns.count;
     for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
-      k.sums(s_, begin, end, scratch, rows, diagonal_score_, partial_ + g * n, offsets_ + g);
+      k.sums(s_, begin, end, scratch, rows, diagonal_, partial_ + g * n, offsets_ + g);
     });
-    merge_columns(partial_, offsets_, groups_.count, n, s_.sigma, columns);
+    merge_columns(partial_, offsets_, groups_, n, s_.sigma, rows, s_.rows, columns);
     const bool repaired = (class_axis && !all_trusted(rows.sum, s_.rows, n)) ||
                           (pair_axis && !all_trusted(columns.sum, n, s_.rows));
     if (repaired) repair(rows, columns);
-    const auto body = [&](int64_t, int64_t begin, int64_t end) {
-      k.terms(s_, begin, end, repaired, rows, columns, diagonal_score_, row_term(), column_term());
-    };
-    parallel_ranges(1, s_.rows, body);
+    k.terms(s_, 0, s_.rows, repaired, rows, columns, diagonal_, row_term(), column_term());
   }
 
   acc_t* row_term() const { return terms_; }
@@ -97,29 +98,41 @@ class IcmLossForward {
   void for_each_group(const Body& body) {
     parallel_ranges(threads_, groups_.count, [&](int64_t thread, int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g)
-        body(g, g * groups_.rows_per_group, std::min(s_.rows, (g + 1) * groups_.rows_per_group),
-             scratch_ + thread * scratch_size_);
+        body(g, groups_.begin(g), groups_.end(g, s_.rows), scratch_ + thread * scratch_size_);
     });
   }
 
   // Some sum has lost what it consists of to underflow, or is not finite: all sums again, relative to
-  // exact maxima. Right for every input; only such a batch pays for it.
-  void repair(LogSum<acc_t> rows, LogSum<acc_t> columns) {
+  // exact maxima, whatever the range of the logits. Only such a batch pays for it.
+  void repair(RowSums<acc_t> rows, LogSum<acc_t> columns) {
     const auto& k = icm_loss_kernels<scalar_t>();
     const int64_t n = s_.columns.count;
-    const acc_t offset = columns.offset[0];
+    const acc_t offset = median_offset(rows.offset);
+    fill(columns.offset, n, offset);
     for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
-      k.maxima(s_, begin, end, scratch, offset, rows, partial_ + g * n);
+      k.maxima(s_, begin, end, scratch, rows, offset, partial_ + g * n);
     });
     fill(columns.shift, n, -std::numeric_limits<acc_t>::infinity());
     for (int64_t g = 0; g < groups_.count; ++g)
       for (int64_t j = 0; j < n; ++j) columns.shift[j] = std::max(columns.shift[j], partial_[g * n + j]);
     for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
-      k.shifted_sums(s_, begin, end, scratch, rows, columns, partial_ + g * n);
+      k.shifted_sums(s_, begin, end, scratch, rows, columns, diagonal_, partial_ + g * n);
     });
     fill(columns.sum, n, acc_t(0));
     for (int64_t g = 0; g < groups_.count; ++g)
       for (int64_t j = 0; j < n; ++j) columns.sum[j] += partial_[g * n + j];
+  }
+
+  // The middle of the rows' offsets: one image far from the others must not cost the others their digits. Rows
+  // without a finite logit have none.
+  acc_t median_offset(const acc_t* offsets) {
+    acc_t* sorted = terms_;  // free until the terms are formed
+    acc_t* end = std::copy_if(offsets, offsets + s_.rows, sorted,
+                              [](acc_t x) { return x > -std::numeric_limits<acc_t>::max(); });
+    if (end == sorted) return 0;
+    acc_t* middle = sorted + (end - sorted) / 2;
+    std::nth_element(sorted, middle, end);
+    return *middle;
   }
 
   Scores<scalar_t>& s_;
@@ -127,9 +140,24 @@ class IcmLossForward {
   Workspace workspace_;
   ColumnBuffers<acc_t> buffers_;
   int64_t threads_, scratch_size_;
-  acc_t *scratch_, *partial_, *offsets_, *diagonal_score_, *terms_;
+  acc_t *scratch_, *partial_, *offsets_, *terms_;
+  Diagonal<acc_t> diagonal_;
   bool valid_;
 };
+
+// A power of two by which large incoming gradients are divided while they are divided by sums, which may be as
+// small as 2^-94: the quotient must not overflow. At least `least`.
+template <typename acc_t>
+acc_t gradient_unit(Broadcast<acc_t> grad, int64_t count, acc_t least) {
+  acc_t largest = least;
+  const int64_t entries = grad.stride == 0 ? std::min<int64_t>(count, 1) : count;
+  for (int64_t i = 0; i < entries; ++i) {
+    const acc_t g = std::abs(grad[i]);
+    if (g > largest && g <= std::numeric_limits<acc_t>::max()) largest = g;
+  }
+  constexpr acc_t everyday = acc_t(1 << 20);
+  return largest <= everyday ? least : std::exp2(std::floor(std::log2(largest)));
+}
 
 template <typename scalar_t>
 class IcmLossBackward {
@@ -158,22 +186,24 @@ class IcmLossBackward {
 
   // Returns dL/dscale, or 0 when it was not asked for.
   double run(Broadcast<acc_t> grad_row, Broadcast<acc_t> grad_column, double grad_factor, bool class_axis,
-             bool pair_axis, LogSum<acc_t> rows, LogSum<acc_t> columns, scalar_t* dlogits) {
+             bool pair_axis, RowSums<acc_t> rows, LogSum<acc_t> columns, scalar_t* dlogits) {
+    const int64_t n = s_.columns.count;
+    const acc_t unit = gradient_unit(grad_row, s_.rows, gradient_unit(grad_column, n, acc_t(1)));
+    const double factor = grad_factor / double(unit);
     bool repaired = false;
-    for (int64_t j = 0; j < s_.columns.count; ++j) {
-      const acc_t g = acc_t(grad_factor * grad_column[j]);
-      column_factor_[j] = pair_axis ? g / columns.sum[j] : acc_t(0);
+    for (int64_t j = 0; j < n; ++j) {
+      column_factor_[j] = pair_axis ? acc_t(factor * grad_column[j]) / columns.sum[j] : acc_t(0);
       repaired |= columns.shift[j] != acc_t(0);
     }
     for (int64_t i = 0; i < s_.rows; ++i) {
-      const acc_t g_row = acc_t(grad_factor * grad_row[i]);
-      const acc_t g_column = acc_t(grad_factor * grad_column[s_.diagonal + i]);
+      const acc_t g_row = class_axis ? acc_t(factor * grad_row[i]) : acc_t(0);
+      const acc_t g_column = pair_axis ? acc_t(factor * grad_column[s_.diagonal + i]) : acc_t(0);
       row_factor_[i] = class_axis ? g_row / rows.sum[i] : acc_t(0);
-      diagonal_loss_[i] = (class_axis ? g_row : acc_t(0)) + (pair_axis ? g_column : acc_t(0));
+      diagonal_loss_[i] = g_row + g_column;
       repaired |= rows.shift[i] != acc_t(0);
     }
-    const Gradient<scalar_t> gradient{row_factor_, column_factor_, diagonal_loss_,
-                                      dlogits,     dscale_,        repaired};
+    const Gradient<scalar_t> gradient{row_factor_, column_factor_, diagonal_loss_, dlogits, dscale_,
+                                      unit,        class_axis,     pair_axis,      repaired};
     parallel_ranges(threads_, tiles_, [&](int64_t thread, int64_t begin, int64_t end) {
       icm_loss_kernels<scalar_t>().gradient(s_, begin * tile_, std::min(s_.rows, end * tile_),
                                             scratch_ + thread * scratch_size_, rows, columns, gradient);
@@ -181,7 +211,7 @@ class IcmLossBackward {
     double dscale = 0;
     if (dscale_ != nullptr)
       for (int64_t i = 0; i < s_.rows; ++i) dscale += double(dscale_[i]);
-    return dscale;
+    return dscale * double(unit);
   }
 
  private:

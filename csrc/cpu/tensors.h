@@ -10,7 +10,6 @@
 #include <limits>
 #include <optional>
 #include <tuple>
-#include <vector>
 
 #include "../stable_tensor.h"
 #include "columns.h"
@@ -64,9 +63,12 @@ inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) 
   return out;
 }
 
+// A tensor may have elements and no memory: FSDP frees the storage of what it gathers again.
 template <typename T>
 T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
+  void* const memory = tensor.data_ptr();
+  STD_TORCH_CHECK(memory != nullptr || tensor.numel() == 0, "expected a tensor whose storage is allocated");
+  return static_cast<T*>(memory);
 }
 
 inline constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -102,7 +104,7 @@ inline MixedLabels mixed_labels(const char* op, const Tensor& y_a, const Tensor&
           lam.dim() == 0 ? 0 : lam.stride(0)};
 }
 
-// A scalar or a vector of any floating-point type, read as acc_t: () counts as stride 0.
+// A scalar or a vector of float32 or float64, read as acc_t: () counts as stride 0.
 template <typename acc_t>
 struct Broadcast {
   const void* values;
@@ -127,7 +129,7 @@ Broadcast<acc_t> broadcast_vector(const char* op, const char* name, const Tensor
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": expected ", name, " on the CPU");
   STD_TORCH_CHECK(tensor.dim() == 0 || (tensor.dim() == 1 && tensor.size(0) == count), op, ": expected ",
                   name, " of shape () or (", count, ",)");
-  return {tensor.data_ptr(), type, tensor.dim() == 0 ? 0 : tensor.stride(0)};
+  return {data<const void>(tensor), type, tensor.dim() == 0 ? 0 : tensor.stride(0)};
 }
 
 enum class Reduction : int64_t { kNone = 0, kMean = 1, kSum = 2 };

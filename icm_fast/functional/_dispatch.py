@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._validate import (
     FLOATING,
+    INTEGERS,
     check_floating,
     check_label_values,
     check_same_device,
@@ -68,7 +69,7 @@ def target_kind(where: str, logits: Tensor, target: Any) -> str:
                 f"{where}: expected a dense target of shape {tuple(logits.shape)} like logits, got {describe(target)}"
             )
         return "dense"
-    if target.dtype in (torch.bool, torch.complex64, torch.complex128):
+    if target.dtype not in INTEGERS:
         raise TypeError(f"{where}: expected integer labels or a dense float target, got {describe(target)}")
     if target.shape != logits.shape[:1]:
         raise ValueError(
@@ -80,9 +81,13 @@ def target_kind(where: str, logits: Tensor, target: Any) -> str:
 
 def reads_values(logits: Tensor) -> bool:
     """Whether looking at a result is free: plain eager mode on the CPU."""
-    return logits.device.type == "cpu" and not torch.compiler.is_compiling() and not functorch_active()
+    if logits.device.type != "cpu" or torch.compiler.is_compiling() or functorch_active():
+        return False
+    # A dispatch mode (FakeTensorMode, make_fx) or a tensor subclass may hold no values.
+    return _dispatch_modes() == 0 and type(logits) in (Tensor, torch.nn.Parameter)
 
 
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 

@@ -71,12 +71,14 @@ def icm_loss(
 
     Cost:
         Two passes over logits and one write of the gradient; 2*B*B exponentials. Extra memory: the gradient
-        (B*C), and O(B + threads * (B + C)). Plain PyTorch: some 28 passes over (B, B).
+        (B*C), and in numbers 32*B for partial sums and 16*B + 128*C per thread at most. Plain PyTorch: some 28 passes
+        over (B, B). A batch whose sums underflow is computed again around exact maxima, 3 to 4 times the work.
 
     Numerics:
-        Sums in float32 (float64 for float64), gradient rounded once to the logits' type. Exact for any finite logits:
-        sums that underflow are formed again around exact maxima. The same bits from run to run and for any number
-        of threads.
+        Sums in float32 (float64 for float64), gradient rounded once to the logits' type. Scores are differences to an
+        offset of the row or of the batch, so their rounding is relative to the range of the logits and not to a
+        common offset. Right for logits of any range up to 5e37 in magnitude; beyond, all count as about that.
+        The same bits from run to run and for any number of threads.
 
     Example:
         >>> logits = torch.zeros(4, 10, requires_grad=True)

@@ -28,6 +28,14 @@ def declare(operation: str, backends: Sequence[str], schemas: dict[str, tuple[st
             torch.library.register_fake(f"icm_fast::{name}.{backend}", fake, lib=LIBRARY)
 
 
+def check_one_device(*tensors: torch.Tensor | None) -> None:
+    """For fake kernels: one tensor on `meta` sends the whole call there, and the others' device would be believed."""
+    devices = {tensor.device for tensor in tensors if tensor is not None and tensor.dim() > 0}
+    torch._check(
+        len(devices) <= 1, lambda: f"icm_fast: expected tensors on one device, got {sorted(map(str, devices))}"
+    )
+
+
 def overload(name: str, backend: str) -> Any:
     """The operator of one backend."""
     return getattr(getattr(torch.ops.icm_fast, name), backend)
@@ -38,7 +46,7 @@ def accumulation_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class NoSecondDerivative(torch.autograd.Function):
+class _NoSecondDerivative(torch.autograd.Function):
     """The identity on a gradient, with a clear error when it is differentiated itself."""
 
     @staticmethod
@@ -50,3 +58,10 @@ class NoSecondDerivative(torch.autograd.Function):
         raise RuntimeError(
             "icm_fast: the fused kernels have no second derivative; pass backend='reference' to differentiate twice"
         )
+
+
+def refuse_second_derivative(*gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """What a backward pass returns: with create_graph=True, gradients that raise when they are differentiated."""
+    if not torch.is_grad_enabled():
+        return gradients
+    return tuple(g if g is None else _NoSecondDerivative.apply(g.requires_grad_()) for g in gradients)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import REDUCTIONS, NoSecondDerivative, accumulation_type, declare, overload
+from ._library import REDUCTIONS, accumulation_type, declare, overload, refuse_second_derivative
 
 BACKENDS = ("cpu",)
 
@@ -69,8 +69,7 @@ class _EagerAMMixupLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             dlogits = _BACKWARD[ctx.backend](grad, *ctx.saved_tensors, ctx.reduction)
-        if torch.is_grad_enabled():  # create_graph=True
-            dlogits = NoSecondDerivative.apply(dlogits.requires_grad_())
+        (dlogits,) = refuse_second_derivative(dlogits)
         return None, None, dlogits, None, None, None
 
 

@@ -1,8 +1,9 @@
 """`icm_loss_fwd` and `icm_loss_bwd`: the Infinite Class Mixup loss and its gradient.
 
 Rectangular: logits are (rows, C), labels and lam have one entry per column, and image i owns column
-`diagonal + i`. On one process rows = columns = B and diagonal = 0. `row_stats` and `column_stats` (3, ·) hold
-offset, shift and sum of each row's and column's exponentials (csrc/cpu/kernels/icm_loss.h).
+`diagonal + i`. On one process rows = columns = B and diagonal = 0. `column_stats` (3, columns) holds offset, shift and
+sum of each column's exponentials, `row_stats` (4, rows) those of each row and its weight in the column sums
+(csrc/cpu/kernels/icm_loss.h).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import REDUCTIONS, NoSecondDerivative, accumulation_type, declare, overload
+from ._library import REDUCTIONS, accumulation_type, check_one_device, declare, overload, refuse_second_derivative
 
 BACKENDS = ("cpu",)
 AXES = {"both": (True, True), "class": (True, False), "pair": (False, True)}
@@ -29,10 +30,11 @@ def _fake_forward(
     pair_axis: bool,
     reduction: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_one_device(logits, y_a, y_b, lam)
     rows, columns = logits.shape[0], y_a.shape[0]
     shape = [rows] if reduction == REDUCTIONS["none"] else []
     dtype = accumulation_type(logits.dtype)
-    shapes = (shape, [2, *shape], [3, rows], [3, columns])
+    shapes = (shape, [2, *shape], [4, rows], [3, columns])
     loss, terms, row_stats, column_stats = (logits.new_empty(s, dtype=dtype) for s in shapes)
     return loss, terms, row_stats, column_stats
 
@@ -53,6 +55,7 @@ def _fake_backward(
     reduction: int,
     gradient_of_scale: bool,
 ) -> tuple[Tensor, Tensor]:
+    check_one_device(logits, y_a, y_b, lam, row_stats, column_stats)
     dlogits = logits.new_empty(logits.shape)
     return dlogits, logits.new_empty([], dtype=accumulation_type(logits.dtype))
 
@@ -101,9 +104,8 @@ class _EagerICMLoss(torch.autograd.Function):
         backend, options = ctx.call
         with torch._C._AutoDispatchBelowAutograd():
             dlogits, dscale = _BACKWARD[backend](grad, grad, *ctx.saved_tensors, *options, ctx.needs_input_grad[1])
-        if torch.is_grad_enabled():  # create_graph=True
-            dlogits = NoSecondDerivative.apply(dlogits.requires_grad_())
-        return dlogits, _scale_gradient(ctx.saved_tensors[4], dscale) if ctx.needs_input_grad[1] else None, None
+        scale_gradient = _scale_gradient(ctx.saved_tensors[4], dscale) if ctx.needs_input_grad[1] else None
+        return *refuse_second_derivative(dlogits, scale_gradient), None
 
 
 def _scale_gradient(logit_scale: Tensor, dscale: Tensor) -> Tensor:
@@ -121,8 +123,8 @@ def _registered_backward(backend: str) -> Any:
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         wants_scale = ctx.needs_input_grad[4]
         dlogits, dscale = _BACKWARD[backend](grad, grad, *ctx.saved_tensors, *ctx.options, wants_scale)
-        scale = _scale_gradient(ctx.saved_tensors[4], dscale) if wants_scale else None
-        return dlogits, None, None, None, scale, None, None, None, None
+        scale_gradient = _scale_gradient(ctx.saved_tensors[4], dscale) if wants_scale else None
+        return dlogits, None, None, None, scale_gradient, None, None, None, None
 
     return backward
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import REDUCTIONS, NoSecondDerivative, accumulation_type, declare, overload
+from ._library import REDUCTIONS, accumulation_type, declare, overload, refuse_second_derivative
 
 BACKENDS = ("cpu",)
 
@@ -86,8 +86,7 @@ class _EagerMixupCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             dlogits = _BACKWARD[ctx.backend](grad, *ctx.saved_tensors, *ctx.options)
-        if torch.is_grad_enabled():  # create_graph=True
-            dlogits = NoSecondDerivative.apply(dlogits.requires_grad_())
+        (dlogits,) = refuse_second_derivative(dlogits)
         return None, None, dlogits, None, None, None, None
 
 

@@ -14,8 +14,8 @@ namespace {
 
 template <typename scalar_t>
 void terms(const Scores<scalar_t>& s, int64_t begin, int64_t end, bool repaired,
-           LogSum<acc_type<scalar_t>> rows, LogSum<acc_type<scalar_t>> columns,
-           const acc_type<scalar_t>* diagonal_score, acc_type<scalar_t>* row_term,
+           RowSums<acc_type<scalar_t>> rows, LogSum<acc_type<scalar_t>> columns,
+           Diagonal<acc_type<scalar_t>> diagonal, acc_type<scalar_t>* row_term,
            acc_type<scalar_t>* column_term) {
   using acc_t = acc_type<scalar_t>;
   constexpr int L = kLanes<acc_t>;
@@ -24,13 +24,17 @@ void terms(const Scores<scalar_t>& s, int64_t begin, int64_t end, bool repaired,
     const int64_t j = s.diagonal + i;
     const auto rows_at = [&](const acc_t* p) { return load_rows<acc_t, 1>(p + i, valid).v[0]; };
     const auto columns_at = [&](const acc_t* p) { return load_rows<acc_t, 1>(p + j, valid).v[0]; };
-    const Vec<acc_t> x = rows_at(diagonal_score);
-    const Vec<acc_t> d = x - rows_at(rows.shift);
+    // d and y: log2 of the target's exponential in its row's and in its column's sum.
+    Vec<acc_t> d = rows_at(diagonal.row), y, target;
+    if (repaired) {
+      d = (d - rows_at(rows.shift)) * s.sigma;
+      y = (rows_at(diagonal.column) - columns_at(columns.shift)) * s.sigma;
+      target = exp2<acc_t>(y);
+    } else {  // formed as in the sums: an exponential times the row's weight
+      y = d + (rows_at(rows.offset) - columns_at(columns.offset)) * s.sigma;
+      target = rows_at(rows.weight) * exp2<acc_t>(d);
+    }
     const Vec<acc_t> row = log_ratio<acc_t>(rows_at(rows.sum), exp2<acc_t>(d), d);
-    const Vec<acc_t> c = (rows_at(rows.offset) - columns_at(columns.offset)) * s.sigma;
-    const Vec<acc_t> y = x + c - columns_at(columns.shift);
-    // As the sums were formed: two factors, or one exponential of the sum after a repair.
-    const Vec<acc_t> target = repaired ? exp2<acc_t>(y) : exp2<acc_t>(c) * exp2<acc_t>(x);
     const Vec<acc_t> column = log_ratio<acc_t>(columns_at(columns.sum), target, y);
     store_rows<acc_t, 1>({{row * acc_t(kLn2)}}, row_term + i, valid);
     store_rows<acc_t, 1>({{column * acc_t(kLn2)}}, column_term + i, valid);

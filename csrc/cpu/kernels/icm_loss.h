@@ -40,13 +40,28 @@ struct Scores {
   acc_t sigma;  // |scale| * log2(e)
 };
 
-// log2 of a row's sum of exponentials is offset * sigma + shift + log2(sum); likewise for a column.
-// offset: in units of sign * logits. shift: 0 unless the sums were repaired.
+// log2 of a sum of exponentials is (offset + shift) * sigma + log2(sum). All columns have the same offset.
+// Every shift is 0 unless the batch was repaired.
 template <typename acc_t>
 struct LogSum {
-  acc_t* offset;
+  acc_t* offset;  // in units of sign * logits, as is the shift
   acc_t* shift;
   acc_t* sum;
+};
+
+// Statistics of the rows. `weight` is w_i, by which a row's exponentials enter the column sums: kept, so
+// that the forward and the backward pass multiply by the same number.
+template <typename acc_t>
+struct RowSums : LogSum<acc_t> {
+  acc_t* weight;
+};
+
+// Each image's score by its own class, relative to the offset of its row and to that of its column: in base-2
+// units (and the row's only), or in units of the logits after a repair.
+template <typename acc_t>
+struct Diagonal {
+  acc_t* row;
+  acc_t* column;
 };
 
 template <typename scalar_t>
@@ -57,29 +72,32 @@ struct Gradient {
   const acc_t* diagonal_loss;  // (rows,)  what the target subtracts: both incoming gradients
   scalar_t* dlogits;           // (rows, classes) contiguous
   acc_t* dscale;               // (rows,) or null: sum_c dS'[i,c] S[i,c]
-  bool two_exponentials;       // the sums were repaired: each axis has an offset of its own
+  acc_t unit;                  // a power of two that the factors were divided by
+  bool class_axis, pair_axis;
+  bool repaired;
 };
 
 template <typename scalar_t>
 struct IcmLossKernels {
   using acc_t = acc_type<scalar_t>;
   int32_t tile_rows;  // rows of the largest tile
-  // Elements of scratch that one thread needs for the passes below, or for the gradient.
+  // Elements of scratch that one thread needs, for any of the passes.
   int64_t (*scratch_size)(const Scores<scalar_t>&, bool gradient_of_scale);
   // 1. Row sums, and the column sums of rows [begin, end) relative to *column_offset.
-  void (*sums)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, LogSum<acc_t> rows,
-               acc_t* diagonal_score, acc_t* column_sum, acc_t* column_offset);
-  // 2. Repair: exact maxima of rows and columns; `global_offset` is the columns' common offset.
-  void (*maxima)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, acc_t global_offset,
-                 LogSum<acc_t> rows, acc_t* column_shift);
-  // 3. Repair: sums relative to those maxima.
+  void (*sums)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, RowSums<acc_t> rows,
+               Diagonal<acc_t> diagonal, acc_t* column_sum, acc_t* column_offset);
+  // 2. Repair: exact maxima of rows and columns.
+  void (*maxima)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, RowSums<acc_t> rows,
+                 acc_t column_offset, acc_t* column_shift);
+  // 3. Repair: sums relative to those maxima, and the diagonal.
   void (*shifted_sums)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch,
-                       LogSum<acc_t> rows, LogSum<acc_t> columns, acc_t* column_sum);
+                       RowSums<acc_t> rows, LogSum<acc_t> columns, Diagonal<acc_t> diagonal,
+                       acc_t* column_sum);
   // 4. Row and column terms of the loss of rows [begin, end), in nats.
-  void (*terms)(const Scores<scalar_t>&, int64_t begin, int64_t end, bool repaired, LogSum<acc_t> rows,
-                LogSum<acc_t> columns, const acc_t* diagonal_score, acc_t* row_term, acc_t* column_term);
+  void (*terms)(const Scores<scalar_t>&, int64_t begin, int64_t end, bool repaired, RowSums<acc_t> rows,
+                LogSum<acc_t> columns, Diagonal<acc_t> diagonal, acc_t* row_term, acc_t* column_term);
   // 5. Gradient of rows [begin, end).
-  void (*gradient)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, LogSum<acc_t> rows,
+  void (*gradient)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, RowSums<acc_t> rows,
                    LogSum<acc_t> columns, const Gradient<scalar_t>&);
 };
 

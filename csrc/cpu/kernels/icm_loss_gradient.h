@@ -8,14 +8,45 @@
 
 namespace icm::ICM_ISA {
 
-// Adds the columns' part of dZ to the gradient tile.
-template <Depth depth, bool kTwoExponentials, typename scalar_t, typename acc_t, int K>
-ICM_INLINE void add_columns(const Scores<scalar_t>& s, const Gradient<scalar_t>& g, LogSum<acc_t> sums,
-                            const RowVec<acc_t, K>& alpha, const RowVec<acc_t, K>& w,
-                            const RowVec<acc_t, K>& row_shift, const acc_t* tile, acc_t* dtile) {
+// dZ of one vector of rows for a batch that was repaired: a score and an exponential per axis. An axis that is
+// not asked for is left out: 0 times its exponential may be NaN.
+template <typename acc_t>
+struct RepairedScores {
+  bool class_axis, pair_axis;
+  acc_t sigma;
+  Columns<acc_t> columns;
+  const acc_t* column_tile;
+  const acc_t* column_shift;
+
+  template <int K>
+  ICM_INLINE Vec<acc_t> operator()(Vec<acc_t> x, int k, int64_t j, const RowVec<acc_t, K>& alpha,
+                                   Vec<acc_t> beta, const RowVec<acc_t, K>& row_shift) const {
+    Vec<acc_t> dz = {};
+    if (class_axis) dz += exp2<acc_t>((x - row_shift.v[k]) * sigma) * alpha.v[k];
+    if (pair_axis) {
+      const Vec<acc_t> y = column_scores<acc_t, K>(columns, column_tile, j).v[k];
+      dz += exp2<acc_t>((y - column_shift[j]) * sigma) * beta;
+    }
+    return dz;
+  }
+};
+
+// dZ otherwise: one exponential for both.
+template <Depth depth, typename acc_t>
+struct SharedScores {
+  template <int K>
+  ICM_INLINE Vec<acc_t> operator()(Vec<acc_t> x, int k, int64_t, const RowVec<acc_t, K>& alpha,
+                                   Vec<acc_t> beta, const RowVec<acc_t, K>& w) const {
+    return exp2<acc_t, depth>(x) * fma(w.v[k], beta, alpha.v[k]);
+  }
+};
+
+// Adds the columns' part of dZ to the gradient tile. `of_row`: row weights, or shifts after a repair.
+template <typename acc_t, int K, typename DScores>
+ICM_INLINE void add_columns(Columns<acc_t> columns, const acc_t* column_factor, const DScores& dscores,
+                            const RowVec<acc_t, K>& alpha, const RowVec<acc_t, K>& of_row, const acc_t* tile,
+                            acc_t* dtile) {
   constexpr int L = kLanes<acc_t>, R = kTileRows<acc_t, K>;
-  const Columns<acc_t> columns = s.columns;
-  const acc_t* column_factor = g.column_factor;
   for (int64_t j = 0; j < columns.count; ++j) {
     const RowVec<acc_t, K> x = column_scores<acc_t, K>(columns, tile, j);
     const Vec<acc_t> beta = broadcast(column_factor[j]);
@@ -24,14 +55,7 @@ ICM_INLINE void add_columns(const Scores<scalar_t>& s, const Gradient<scalar_t>&
     acc_t* d_b = dtile + int64_t(columns.slot_b[j]) * R;
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
-      Vec<acc_t> dz;
-      if constexpr (kTwoExponentials) {
-        const Vec<acc_t> p = exp2<acc_t>(x.v[k] - row_shift.v[k]) * alpha.v[k];
-        const Vec<acc_t> q = exp2<acc_t>(x.v[k] + w.v[k] - sums.shift[j]) * beta;
-        dz = p + q;
-      } else {
-        dz = exp2<acc_t, depth>(x.v[k]) * fma(w.v[k], beta, alpha.v[k]);
-      }
+      const Vec<acc_t> dz = dscores(x.v[k], k, j, alpha, beta, of_row);
       store(d_a + k * L, fma(w_a, dz, load(d_a + k * L)));
       store(d_b + k * L, fma(w_b, dz, load(d_b + k * L)));
     }
@@ -68,38 +92,39 @@ ICM_INLINE void scale_gradient(const Scores<scalar_t>& s, const acc_t* raw, cons
 
 template <typename scalar_t>
 inline void gradient(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type<scalar_t>* scratch,
-                     LogSum<acc_type<scalar_t>> rows, LogSum<acc_type<scalar_t>> columns,
+                     RowSums<acc_type<scalar_t>> rows, LogSum<acc_type<scalar_t>> columns,
                      const Gradient<scalar_t>& g) {
   using acc_t = acc_type<scalar_t>;
   constexpr int L = kLanes<acc_t>;
   const Scratch<scalar_t> buffers(s, scratch);
   acc_t* tile = buffers.tile;
   acc_t* dtile = buffers.second;
+  acc_t* raw = g.dscale != nullptr ? buffers.raw : nullptr;
+  const acc_t multiplier = s.scale * g.unit;
 
   for_each_tile<acc_t>(begin, end, [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
     constexpr int K = decltype(vectors)::count, R = kTileRows<acc_t, K>;
     const RowVec<acc_t, K> m = load_rows<acc_t, K>(rows.offset + row, valid);
-    acc_t* raw = g.dscale != nullptr ? buffers.raw : nullptr;
-    const Depth depth = load_shifted_tile<scalar_t, acc_t, K>(s, m, row, valid, tile, raw);
-    __builtin_memset(dtile, 0, sizeof(acc_t) * size_t(s.columns.used + 1) * R);
-
     const RowVec<acc_t, K> alpha = load_rows<acc_t, K>(g.row_factor + row, valid);
-    const acc_t offset = columns.offset[0];
-    if (g.two_exponentials) {
-      const RowVec<acc_t, K> c = to_column_domain(s, m, offset);
-      const RowVec<acc_t, K> shift = load_rows<acc_t, K>(rows.shift + row, valid);
-      add_columns<Depth::kAny, true, scalar_t, acc_t, K>(s, g, columns, alpha, c, shift, tile, dtile);
+    __builtin_memset(dtile, 0, sizeof(acc_t) * size_t(s.columns.used + 1) * R);
+    const auto add = [&](const auto& dscores, const acc_t* of_row) ICM_LAMBDA_INLINE {
+      add_columns<acc_t, K>(s.columns, g.column_factor, dscores, alpha,
+                            load_rows<acc_t, K>(of_row + row, valid), tile, dtile);
+    };
+    if (g.repaired) {
+      load_repair_tiles<scalar_t, acc_t, K>(s, buffers, rows.offset, columns.offset[0], row, valid, raw);
+      add(RepairedScores<acc_t>{g.class_axis, g.pair_axis, s.sigma, s.columns, buffers.column_tile,
+                                columns.shift},
+          rows.shift);
+    } else if (load_shifted_tile<scalar_t, acc_t, K>(s, m, row, valid, tile, raw) == Depth::kShallow) {
+      add(SharedScores<Depth::kShallow, acc_t>{}, rows.weight);
     } else {
-      const RowVec<acc_t, K> w = row_weights<scalar_t, acc_t, K>(s, m, offset, valid);
-      if (depth == Depth::kShallow)
-        add_columns<Depth::kShallow, false, scalar_t, acc_t, K>(s, g, columns, alpha, w, {}, tile, dtile);
-      else
-        add_columns<Depth::kAny, false, scalar_t, acc_t, K>(s, g, columns, alpha, w, {}, tile, dtile);
+      add(SharedScores<Depth::kAny, acc_t>{}, rows.weight);
     }
     subtract_target<scalar_t, acc_t, K>(s, g, row, valid, dtile);
     if (g.dscale != nullptr) scale_gradient<scalar_t, acc_t, K>(s, raw, dtile, row, valid, g.dscale);
-    if (s.scale != acc_t(1))
-      for (int64_t u = 0; u < s.columns.used * R; u += L) store(dtile + u, load(dtile + u) * s.scale);
+    if (multiplier != acc_t(1))
+      for (int64_t u = 0; u < s.columns.used * R; u += L) store(dtile + u, load(dtile + u) * multiplier);
     store_tile<scalar_t, acc_t, K>(s, dtile, row, valid, g.dlogits);
   });
 }

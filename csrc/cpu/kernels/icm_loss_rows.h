@@ -36,6 +36,14 @@ ICM_INLINE acc_t largest(const RowVec<acc_t, K>& m, int valid) {
   return result;
 }
 
+// 1 for the valid rows, 0 beyond.
+template <typename acc_t, int K>
+ICM_INLINE RowVec<acc_t, K> valid_rows(int valid) {
+  acc_t flags[kTileRows<acc_t, K>];
+  for (int r = 0; r < kTileRows<acc_t, K>; ++r) flags[r] = r < valid ? acc_t(1) : acc_t(0);
+  return load_rows<acc_t, K>(flags, kTileRows<acc_t, K>);
+}
+
 template <typename acc_t>
 ICM_INLINE acc_t exp2_scalar(acc_t x) {
   return exp2<acc_t>(broadcast(x))[0];
@@ -45,11 +53,10 @@ ICM_INLINE acc_t exp2_scalar(acc_t x) {
 template <typename scalar_t, typename acc_t, int K>
 ICM_INLINE RowVec<acc_t, K> row_weights(const Scores<scalar_t>& s, const RowVec<acc_t, K>& m, acc_t offset,
                                         int valid) {
-  acc_t weights[kTileRows<acc_t, K>];
+  const RowVec<acc_t, K> is_valid = valid_rows<acc_t, K>(valid);
   RowVec<acc_t, K> w;
-  for (int k = 0; k < K; ++k) w.v[k] = exp2<acc_t>((m.v[k] - offset) * s.sigma);
-  store_rows(w, weights, kTileRows<acc_t, K>);
-  return load_rows<acc_t, K>(weights, valid);
+  for (int k = 0; k < K; ++k) w.v[k] = exp2<acc_t>((m.v[k] - offset) * s.sigma) * is_valid.v[k];
+  return w;
 }
 
 template <typename acc_t>
@@ -79,12 +86,14 @@ template <typename scalar_t>
 struct Scratch {
   using acc_t = acc_type<scalar_t>;
   acc_t* tile;
-  acc_t* second;  // gradient tile or column accumulators
-  acc_t* raw;     // sign * logits, for the gradient of the scale
+  acc_t* column_tile;  // after a repair: the same logits relative to the columns' offset
+  acc_t* second;       // gradient tile or column accumulators
+  acc_t* raw;          // sign * logits, for the gradient of the scale
   Scratch(const Scores<scalar_t>& s, acc_t* scratch) {
     const int64_t tile_size = (s.columns.used + 1) * kTileRows<acc_t, kTileVectors>;
     tile = scratch;
-    second = tile + tile_size;
+    column_tile = tile + tile_size;
+    second = column_tile + tile_size;
     raw = second + tile_size;
   }
 };
@@ -95,16 +104,20 @@ inline int64_t scratch_size(const Scores<scalar_t>& s, bool gradient_of_scale) {
   const int64_t tile = (s.columns.used + 1) * kTileRows<acc_t, kTileVectors>;
   const int64_t columns = s.columns.count * kLanes<acc_t>;
   const int64_t gradient = gradient_of_scale ? 2 * tile : tile;
-  return tile + (gradient > columns ? gradient : columns);
+  return 2 * tile + (gradient > columns ? gradient : columns);
 }
 
-// The column domain: y_ij = x_ij + c_i, c_i = (M_i - M) * sigma.
+// The tiles of a repaired batch, in units of the logits: relative to each row's offset for the class axis, and
+// to the columns' common offset for the pair axis.
 template <typename scalar_t, typename acc_t, int K>
-ICM_INLINE RowVec<acc_t, K> to_column_domain(const Scores<scalar_t>& s, const RowVec<acc_t, K>& m,
-                                             acc_t global_offset) {
-  RowVec<acc_t, K> c;
-  for (int k = 0; k < K; ++k) c.v[k] = (m.v[k] - global_offset) * s.sigma;
-  return c;
+ICM_INLINE void load_repair_tiles(const Scores<scalar_t>& s, const Scratch<scalar_t>& buffers,
+                                  const acc_t* row_offset, acc_t column_offset, int64_t row, int valid,
+                                  acc_t* raw) {
+  RowVec<acc_t, K> common;
+  for (int k = 0; k < K; ++k) common.v[k] = broadcast(column_offset);
+  const RowVec<acc_t, K> own = load_rows<acc_t, K>(row_offset + row, valid);
+  load_distances<scalar_t, acc_t, K>(s, own, row, valid, buffers.tile, raw);
+  load_distances<scalar_t, acc_t, K>(s, common, row, valid, buffers.column_tile, nullptr);
 }
 
 }  // namespace icm::ICM_ISA

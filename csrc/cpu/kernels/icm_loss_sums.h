@@ -32,7 +32,7 @@ ICM_INLINE RowVec<acc_t, K> add_rows(Columns<acc_t> columns, const acc_t* tile, 
 
 template <typename scalar_t>
 inline void sums(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type<scalar_t>* scratch,
-                 LogSum<acc_type<scalar_t>> rows, acc_type<scalar_t>* diagonal_score,
+                 RowSums<acc_type<scalar_t>> rows, Diagonal<acc_type<scalar_t>> diagonal,
                  acc_type<scalar_t>* column_sum, acc_type<scalar_t>* column_offset) {
   using acc_t = acc_type<scalar_t>;
   constexpr int L = kLanes<acc_t>;
@@ -55,6 +55,7 @@ inline void sums(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type
     if ((tile_offset - offset) * s.sigma > acc_t(kOffsetSlack)) {
       const acc_t factor = exp2_scalar((offset - tile_offset) * s.sigma);
       for (int64_t j = 0; j < count; ++j) store(accumulators + j * L, load(accumulators + j * L) * factor);
+      for (int64_t i = begin; i < row; ++i) rows.weight[i] *= factor;
       offset = tile_offset;
     }
     const RowVec<acc_t, K> w = row_weights<scalar_t, acc_t, K>(s, m, offset, valid);
@@ -64,7 +65,8 @@ inline void sums(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type
                                    : add_rows<Depth::kAny, acc_t, K>(columns, tile, w, accumulators);
     store_rows(m, rows.offset + row, valid);
     store_rows(r, rows.sum + row, valid);
-    store_rows(diagonal_scores<scalar_t, acc_t, K>(s, row, valid, tile), diagonal_score + row, valid);
+    store_rows(w, rows.weight + row, valid);
+    store_rows(diagonal_scores<scalar_t, acc_t, K>(s, row, valid, tile), diagonal.row + row, valid);
   });
   for (int64_t i = begin; i < end; ++i) rows.shift[i] = 0;
   reduce_columns(accumulators, count, column_sum);

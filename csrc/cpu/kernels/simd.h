@@ -162,11 +162,11 @@ struct Exp2<double> {
                                             0.6931471805599453,     1.0};
 };
 
-// Which x an exponential must serve. kShallow promises that no x is NaN or below min_exponent, and gives
+// Which x an exponential must serve. kShallow promises that no x is NaN, infinite or below min_exponent, and gives
 // the same bits for a third less work on the multiplier.
 enum class Depth { kAny, kShallow };
 
-// 2^x for x <= 0 and small positive x: 0 for -inf and everything below 2^-126.5 (float); NaN stays
+// 2^x for x <= 0 and small positive x: 0 for -inf and every x below -126.5 (float); NaN stays
 // NaN; +inf gives NaN, which the guard of the sums treats as untrusted.
 template <typename T, Depth depth = Depth::kAny>
 ICM_INLINE Vec<T> exp2(Vec<T> x) {

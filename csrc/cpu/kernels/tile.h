@@ -108,7 +108,7 @@ ICM_INLINE RowVec<acc_t, K> load_tile(const Scores<scalar_t>& s, int64_t row, in
   return m;
 }
 
-// A tile is shallow when no T is NaN or below min_exponent: a mixed score is at least the smallest T of its
+// A tile is shallow when no T is NaN, +inf or below min_exponent: a mixed score is at least the smallest T of its
 // row. One unit more, because rounding may take a score a little below it.
 template <typename acc_t>
 inline constexpr acc_t kShallowest = acc_t(Trust<acc_t>::min_exponent + 1);
@@ -124,7 +124,7 @@ ICM_INLINE Depth shift_tile(const Scores<scalar_t>& s, const RowVec<acc_t, K>& m
       acc_t* p = tile + u * R + k * L;
       const Vec<acc_t> t = (load(p) - m.v[k]) * s.sigma;
       store(p, t);
-      shallow &= t >= kShallowest<acc_t>;
+      shallow &= (t >= kShallowest<acc_t>)&(t <= acc_t(0));
     }
   }
   return any<acc_t>(~shallow) ? Depth::kAny : Depth::kShallow;
@@ -139,11 +139,28 @@ ICM_INLINE Depth load_shifted_tile(const Scores<scalar_t>& s, const RowVec<acc_t
   visit_logits<scalar_t, acc_t, K>(s, row, valid, [&](int64_t u, int k, Vec<acc_t> x) ICM_LAMBDA_INLINE {
     const Vec<acc_t> t = (x - m.v[k]) * s.sigma;
     store(tile + u * R + k * L, t);
-    shallow &= t >= kShallowest<acc_t>;
+    shallow &= (t >= kShallowest<acc_t>)&(t <= acc_t(0));
     if (raw != nullptr) store(raw + u * R + k * L, x);
   });
   for (int k = 0; k < K; ++k) store(tile + s.columns.used * R + k * L, Vec<acc_t>{});
   return any<acc_t>(~shallow) ? Depth::kAny : Depth::kShallow;
+}
+
+// S - m, for a batch that is repaired: of a finite logit it is finite, so that equal masks such as the type's
+// lowest number stay equal scores, and two of them can be subtracted.
+template <typename scalar_t, typename acc_t, int K>
+ICM_INLINE void load_distances(const Scores<scalar_t>& s, const RowVec<acc_t, K>& m, int64_t row, int valid,
+                               acc_t* tile, acc_t* raw) {
+  constexpr int L = kLanes<acc_t>, R = kTileRows<acc_t, K>;
+  const Vec<acc_t> most = broadcast(kLargest<acc_t> / 4);
+  visit_logits<scalar_t, acc_t, K>(s, row, valid, [&](int64_t u, int k, Vec<acc_t> x) ICM_LAMBDA_INLINE {
+    const Vec<acc_t> t = x - m.v[k];
+    const Vec<acc_t> bounded = t > most ? most : t < -most ? -most : t;
+    const IVec<acc_t> is_finite = (x > -kInfinity<acc_t>)&(x < kInfinity<acc_t>);
+    store(tile + u * R + k * L, is_finite ? bounded : t);
+    if (raw != nullptr) store(raw + u * R + k * L, x);
+  });
+  for (int k = 0; k < K; ++k) store(tile + s.columns.used * R + k * L, Vec<acc_t>{});
 }
 
 // x_ij of the tile's rows for column j, eq. 3. `columns` by value: a reference would be reloaded after
