@@ -134,8 +134,7 @@ class MixedTarget:
         """From (B, C) dense targets with at most two non-zeros a row, which sum to 1. Reads the values once.
 
         Raises:
-            ValueError: a row with more non-zeros, a negative weight, or weights that do not sum to 1 within the rounding
-                of their type.
+            ValueError: a row with more non-zeros, a negative weight, or weights that do not sum to 1 within rounding.
         """
         check_floating("MixedTarget.from_dense", "rows", rows)
         if rows.dim() != 2 or rows.shape[1] == 0:
@@ -147,8 +146,9 @@ class MixedTarget:
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise ValueError(
-                f"MixedTarget.from_dense: expected at most two weights above 0 that sum to 1 in each row, row {row} has "
-                f"{int(counts[row])} non-zeros that sum to {float(sums[row]):.6g}; pass the dense tensor itself instead"
+                "MixedTarget.from_dense: expected at most two weights above 0 that sum to 1 in each row, "
+                f"row {row} has {int(counts[row])} non-zeros that sum to {float(sums[row]):.6g}; "
+                "pass the dense tensor itself instead"
             )
         weights, classes = wide.topk(min(2, rows.shape[1]), dim=1)
         return cls(classes[:, 0], classes[:, -1], weights[:, 0].clamp(0, 1))

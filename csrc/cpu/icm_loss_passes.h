@@ -22,7 +22,8 @@ struct RowGroups {
 
   RowGroups(int64_t rows, int64_t columns, int64_t classes) {
     const int64_t least = classes > 4 * columns ? 64 : 256;
-    rows_per_group = std::max(least, round_up((rows + 31) / 32, 64));
+    const int64_t wanted = std::max((rows + 31) / 32, std::min<int64_t>(rows / 16, 512));
+    rows_per_group = std::max(least, round_up(wanted, 64));
     count = (rows + rows_per_group - 1) / rows_per_group;
   }
   int64_t begin(int64_t group) const { return group * rows_per_group; }

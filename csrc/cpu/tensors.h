@@ -2,10 +2,6 @@
 // checked here is what memory safety needs when an operator is called directly.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <initializer_list>
 #include <limits>
 #include <optional>
@@ -36,31 +32,12 @@ auto dispatch_floating(const char* op, const Tensor& tensor, const Body& body) {
   return dispatch_floating_types<bfloat16, float16>(op, tensor, body);
 }
 
-// Results from this size on are large: no cache keeps them, and they are got from the system at every call.
-inline constexpr int64_t kLargeBytes = 16 << 20;
-
-// A new large array is as yet no memory, and most of the time of its first write goes into getting 4 KiB at a time
-// (27 ms against 9 ms for 38 MB of mixed images). Advice: nothing depends on its being taken.
-inline void ask_for_huge_pages(const Tensor& out) {
-#if defined(__linux__)
-  constexpr uintptr_t page = 2 << 20;
-  const int64_t bytes = out.numel() * int64_t(out.element_size());
-  if (bytes < kLargeBytes) return;
-  const uintptr_t first = (uintptr_t(out.data_ptr()) + page - 1) / page * page;
-  const uintptr_t last = (uintptr_t(out.data_ptr()) + uintptr_t(bytes)) / page * page;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
-
 // A contiguous tensor on the CPU.
 inline Tensor new_tensor(std::initializer_list<int64_t> sizes, ScalarType type) {
   int64_t strides[8];
   int64_t next = 1;
   for (size_t d = sizes.size(); d-- > 0; next *= std::max<int64_t>(sizes.begin()[d], 1)) strides[d] = next;
-  Tensor out =
-      new_strided(int64_t(sizes.size()), sizes.begin(), strides, type, aoti_torch_device_type_cpu(), 0);
-  if (next >= kLargeBytes / 8) ask_for_huge_pages(out);
-  return out;
+  return new_strided(int64_t(sizes.size()), sizes.begin(), strides, type, aoti_torch_device_type_cpu(), 0);
 }
 
 // A tensor may have elements and no memory: FSDP frees the storage of what it gathers again.
