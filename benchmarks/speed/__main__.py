@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--one-lam", action="store_true", help="one lam for the batch instead of one per sample")
     parser.add_argument("--no-compile", action="store_true", help="leave the torch.compile rivals out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=10.0, help="per size (default 10)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per size (default 5)")
     parser.add_argument("--out", type=Path, help="write JSON here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -44,8 +44,9 @@ def largest_error(result: Any, truth: Any) -> float:
 def measure(steps: Mapping[str, Step], truth: Any, seconds: float) -> dict[str, Measurement | str]:
     """Time every contender in turn, round after round, for about `seconds`; a wrong result gets no time, but a reason.
 
-    In turn, so that all share the machine's good and bad moments. A round repeats a short step until it takes a
-    millisecond or so, and counts its mean.
+    In turn, so that all share the machine's good and bad moments. A turn begins with one call that is not timed, for
+    what the contender before left in the caches and took from the allocator, and repeats a step until that takes some
+    20 ms; it counts the mean.
     """
     failed: dict[str, Measurement | str] = {}
     errors: dict[str, float] = {}
@@ -61,11 +62,12 @@ def measure(steps: Mapping[str, Step], truth: Any, seconds: float) -> dict[str, 
             running[name] = step
         else:
             failed[name] = f"wrong result: relative error {errors[name]:.1e}"
-    repeats = {name: max(1, int(1e-3 / _seconds(step, 2))) for name, step in running.items()}
+    repeats = {name: max(1, int(20e-3 / _seconds(step, 2))) for name, step in running.items()}
     times: dict[str, list[float]] = {name: [] for name in running}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, times.values()), default=5) < 5:
         for name, step in running.items():
+            step()
             times[name].append(_seconds(step, repeats[name]) * 1e6)
     measured: dict[str, Measurement | str] = {}
     for name, samples in times.items():

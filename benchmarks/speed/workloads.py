@@ -10,6 +10,7 @@ import torch
 import icm_fast as icm
 
 LOSS_SIZES = ((64, 10), (64, 100), (128, 10), (128, 100), (512, 100), (1024, 1000), (4096, 1000), (8192, 1000))
+CROSS_ENTROPY_SIZES = ((128, 10), (128, 100), (1024, 1000), (4096, 1000))
 MIX_SIZES = ((128, 3, 32, 32), (64, 3, 224, 224))
 
 
@@ -54,4 +55,5 @@ def workloads(operation: str, sizes: list[tuple[int, ...]] | None, one_lam: bool
     """All sizes of an operation, or the given ones."""
     if operation == "mixup":
         return [mixup_workload(size) for size in sizes or MIX_SIZES]
-    return [loss_workload(operation, size, one_lam) for size in sizes or LOSS_SIZES]
+    default = LOSS_SIZES if operation == "icm_loss" else CROSS_ENTROPY_SIZES
+    return [loss_workload(operation, size, one_lam) for size in sizes or default]
