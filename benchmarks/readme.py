@@ -79,7 +79,6 @@ def speed_block(speed: dict[str, Any]) -> str:
 def contenders(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
     """Ours, the fastest eager rival and the fastest compiled one."""
     timed = {name: result for name, result in results.items() if isinstance(result, dict) and name != OURS}
-    timed.pop("copy (no mixing)", None)
     compiled = [result for name, result in timed.items() if name.startswith("torch.compile")]
     eager = [result for name, result in timed.items() if not name.startswith("torch.compile")]
 
@@ -106,8 +105,9 @@ def time(us: float) -> str:
 
 
 def memory(size_bytes: float) -> str:
-    """MiB or GiB."""
-    return f"{size_bytes / 2**20:.3g} MiB" if size_bytes < 2**30 else f"{size_bytes / 2**30:.3g} GiB"
+    """MiB."""
+    mebibytes = size_bytes / 2**20
+    return f"{mebibytes:.0f} MiB" if mebibytes >= 10 else f"{mebibytes:.2g} MiB"
 
 
 def digits_block(rows: list[dict[str, str]]) -> str:

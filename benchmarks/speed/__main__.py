@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from .contenders import OURS, contenders, truth
-from .measure import Measurement, measure
+from .contenders import OURS
+from .measure import Measurement
+from .race import race
 from .report import Results, machine, table, write
 from .workloads import workloads
 
@@ -33,11 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: Results = {}
     for operation in options.operations:
         for workload in workloads(operation, options.sizes, options.one_lam):
-            # A fresh compiler cache per size: a rival compiled for another size would run its dynamic version.
-            torch._dynamo.reset()
-            print(f"\n{workload.name}  (loss + gradient)" if operation != "mixup" else f"\n{workload.name}", flush=True)
-            steps = contenders(workload, compiled=not options.no_compile)
-            results[workload.name] = measure(steps, truth(workload), options.seconds)
+            print(f"\n{workload.name}{'' if operation == 'mixup' else '  (loss + gradient)'}", flush=True)
+            results[workload.name] = race(operation, workload.size, options)
             print(table(results[workload.name]), flush=True)
     if options.out:
         kept = {"threads": options.threads, "one_lam": options.one_lam, "seconds": options.seconds}

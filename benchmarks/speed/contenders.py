@@ -84,5 +84,4 @@ def _mixers(workload: Workload, compiled: bool) -> dict[str, Step]:
     if compiled:
         compiled_mix = torch.compile(formulations.gathered_mixup, dynamic=False)
         steps["torch.compile eager"] = lambda: compiled_mix(x, index, lam)
-    steps["copy (no mixing)"] = lambda: x.clone()
     return steps
