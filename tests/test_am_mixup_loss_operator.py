@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import pytest
 import torch
-from helpers import backends_of, run_python
+from helpers import run_python
+from test_am_mixup_loss import BACKENDS, DTYPES, NAN, RATES, drawn, loss_and_gradient
 from torch import Tensor
 
 from icm_fast import functional as F_icm
 from icm_fast.testing import budget
 from icm_fast.testing.memory import peak_extra_bytes
-from icm_fast.testing.regimes import REGIMES
-
-BACKENDS = backends_of("am_mixup_loss")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-NAN, INF = math.nan, math.inf
-
-# Exact in float32. 0 and 1: one row takes no part. 0.5: the label changes sides there.
-RATES = (0.75, 0.5, 0.4375, 0.0, 1.0)
-
-
-def loss_and_gradient(
-    logits: Tensor, index: Tensor, rate: Any, labels: Tensor, backend: str, grad: Tensor | None = None, **options: Any
-) -> tuple[Tensor, Tensor]:
-    leaf = logits.detach().requires_grad_()
-    loss = F_icm.am_mixup_loss(leaf, index, rate, labels, backend=backend, **options)
-    (dlogits,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss) if grad is None else grad)
-    return loss.detach(), dlogits
-
-
-def drawn(
-    regime: str, shape: tuple[int, int], dtype: torch.dtype, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, any index (no permutation, fixed points) and labels."""
-    case = REGIMES[regime](*shape, dtype, generator)
-    return case.logits, torch.randint(shape[0], (shape[0],), generator=generator), case.y_a
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

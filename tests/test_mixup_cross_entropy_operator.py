@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import pytest
 import torch
-from helpers import backends_of, run_python
+from helpers import run_python
+from test_mixup_cross_entropy import BACKENDS, DTYPES, NAN, loss_and_gradient, target_of
 from torch import Tensor
 
 import icm_fast as icm
 from icm_fast import functional as F_icm
 from icm_fast.testing import budget
 from icm_fast.testing.memory import peak_extra_bytes
-from icm_fast.testing.regimes import REGIMES, Case
-
-BACKENDS = backends_of("mixup_cross_entropy")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-NAN, INF = math.nan, math.inf
-
-
-def target_of(case: Case) -> icm.MixedTarget:
-    return icm.MixedTarget(case.y_a, case.y_b, case.lam)
-
-
-def loss_and_gradient(case: Case, backend: str, grad: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor]:
-    leaf = case.logits.detach().requires_grad_()
-    loss = F_icm.mixup_cross_entropy(leaf, target_of(case), backend=backend, **options)
-    (dlogits,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss) if grad is None else grad)
-    return loss.detach(), dlogits
+from icm_fast.testing.regimes import REGIMES
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
