@@ -112,3 +112,17 @@ def test_huge_incoming_gradients(grad: float, backend: str, generator: torch.Gen
         g = torch.tensor(grad)
         loss, dlogits = run(case, backend, g, axis="pair", logit_scale=7.5)
         check_icm_loss(loss, dlogits, case.logits, case, axis="pair", grad_output=g, logit_scale=7.5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_repair_whose_maxima_are_the_offsets(backend: str) -> None:
+    """One NaN forces a repair though every shift is 0: the backward pass must know of it all the same."""
+    logits = torch.full((80, 5), 3.0)
+    logits[:32] = 0.0  # the first tile sets another offset for the column sums than the batch's median
+    logits[40, 4] = math.nan
+    labels = torch.arange(80) % 4
+    labels[40] = 4
+    case = Case(logits, labels, labels, torch.tensor(1.0))
+    for axis in ("both", "class", "pair"):
+        loss, dlogits = run(case, backend, axis=axis, reduction="none")
+        check_icm_loss(loss, dlogits, case.logits, case, axis=axis, reduction="none")

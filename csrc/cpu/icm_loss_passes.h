@@ -110,6 +110,7 @@ class IcmLossForward {
     const int64_t n = s_.columns.count;
     const acc_t offset = median_offset(rows.offset);
     fill(columns.offset, n, offset);
+    fill_nan(rows.weight, s_.rows);  // the mark of a repair
     for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
       k.maxima(s_, begin, end, scratch, rows, offset, partial_ + g * n);
     });
@@ -191,17 +192,14 @@ class IcmLossBackward {
     const int64_t n = s_.columns.count;
     const acc_t unit = gradient_unit(grad_row, s_.rows, gradient_unit(grad_column, n, acc_t(1)));
     const double factor = grad_factor / double(unit);
-    bool repaired = false;
-    for (int64_t j = 0; j < n; ++j) {
+    const bool repaired = std::isnan(rows.weight[0]);
+    for (int64_t j = 0; j < n; ++j)
       column_factor_[j] = pair_axis ? acc_t(factor * grad_column[j]) / columns.sum[j] : acc_t(0);
-      repaired |= columns.shift[j] != acc_t(0);
-    }
     for (int64_t i = 0; i < s_.rows; ++i) {
       const acc_t g_row = class_axis ? acc_t(factor * grad_row[i]) : acc_t(0);
       const acc_t g_column = pair_axis ? acc_t(factor * grad_column[s_.diagonal + i]) : acc_t(0);
       row_factor_[i] = class_axis ? g_row / rows.sum[i] : acc_t(0);
       diagonal_loss_[i] = g_row + g_column;
-      repaired |= rows.shift[i] != acc_t(0);
     }
     const Gradient<scalar_t> gradient{row_factor_, column_factor_, diagonal_loss_, dlogits, dscale_,
                                       unit,        class_axis,     pair_axis,      repaired};

@@ -50,7 +50,8 @@ struct LogSum {
 };
 
 // Statistics of the rows. `weight` is w_i, by which a row's exponentials enter the column sums: kept, so
-// that the forward and the backward pass multiply by the same number.
+// that the forward and the backward pass multiply by the same number. NaN marks a repaired batch: its shifts
+// cannot, they may all be 0.
 template <typename acc_t>
 struct RowSums : LogSum<acc_t> {
   acc_t* weight;
