@@ -12,8 +12,6 @@
 
 namespace icm {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 struct Mixing {
@@ -24,12 +22,6 @@ struct Mixing {
   bool keep_clean;
   FloatVector mean, std;  // with uint8 samples
 };
-
-template <typename Device>
-void check_device(const char* op, std::initializer_list<const Tensor*> tensors) {
-  for (const Tensor* tensor : tensors)
-    STD_TORCH_CHECK(Device::owns(*tensor), op, ": expected every tensor on the device of this overload");
-}
 
 // x itself, or a contiguous copy when its samples are not dense.
 template <typename Device>

@@ -45,10 +45,10 @@ def test_opcheck(dtype: torch.dtype, reduction: int, backend: str, generator: to
     logits = case.logits.requires_grad_()
     for scale in (None, torch.tensor(1.5, requires_grad=True)):
         torch.library.opcheck(forward, (logits, *case[1:], scale, 0, True, True, reduction))
-    _, _, row_stats, column_stats = forward(case.logits.detach(), *case[1:], None, 0, True, True, reduction)
-    grad = torch.ones(7 if reduction == 0 else (), dtype=row_stats.dtype)
-    saved = (case.logits.detach(), *case[1:], None, row_stats, column_stats, 0, True, True, reduction, False)
-    torch.library.opcheck(backward, (grad, grad, *saved))
+    _, _, *saved = forward(case.logits.detach(), *case[1:], None, 0, True, True, reduction)
+    grad = torch.ones(7 if reduction == 0 else (), dtype=saved[0].dtype)
+    inputs = (case.logits.detach(), *case[1:], None)
+    torch.library.opcheck(backward, (grad, grad, *inputs, *saved, 0, True, True, reduction, False))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -81,14 +81,14 @@ def test_rectangles(axis: str, regime: str, backend: str, generator: torch.Gener
         logits = whole.logits[first : first + rows]
         case = Case(logits, *whole[1:])
         options = (first, axis != "pair", axis != "class", 0)
-        loss, _, row_stats, column_stats = forward(logits, *whole[1:], None, *options)
+        loss, _, row_stats, column_stats, plan = forward(logits, *whole[1:], None, *options)
         assert row_stats.shape == (4, rows) and column_stats.shape == (3, 75)
         owned = torch.zeros(75)
         owned[first : first + rows] = 1.0
         # The sums of the other columns would come from all processes; these rows alone may leave one empty.
         column_stats[1:, owned == 0] = torch.tensor([[0.0], [1.0]])
         dlogits, _ = backward(
-            torch.ones(rows), owned, logits, *whole[1:], None, row_stats, column_stats, *options, False
+            torch.ones(rows), owned, logits, *whole[1:], None, row_stats, column_stats, plan, *options, False
         )
         check_icm_loss(loss, dlogits, logits, case, axis=axis, reduction="none", diagonal=first)
 
@@ -100,13 +100,13 @@ def test_column_gradients_of_other_processes(backend: str, generator: torch.Gene
     case = REGIMES["normal"](20, 12, torch.float64, generator)
     grad = torch.randn(20, generator=generator, dtype=torch.float64)
     options = (0, True, True, 0)
-    _, _, row_stats, column_stats = forward(*case, None, *options)
-    expected, _ = backward(grad, grad, *case, None, row_stats, column_stats, *options, False)
+    _, _, row_stats, *shared = forward(*case, None, *options)
+    expected, _ = backward(grad, grad, *case, None, row_stats, *shared, *options, False)
     parts = []
     for first in (0, 8):
         rows = slice(first, 8 if first == 0 else 20)
         stats = row_stats[:, rows].contiguous()
-        shard = (case.logits[rows], *case[1:], None, stats, column_stats, first, True, True, 0, False)
+        shard = (case.logits[rows], *case[1:], None, stats, *shared, first, True, True, 0, False)
         parts.append(backward(grad[rows], grad, *shard)[0])
     torch.testing.assert_close(torch.cat(parts), expected, rtol=1e-12, atol=1e-14)
 
@@ -119,10 +119,10 @@ def test_bad_values_give_nan_everywhere(name: str, dtype: torch.dtype, backend: 
     y_a, y_b, lam = (torch.tensor(values) for values in BAD_TARGETS[name])
     logits = torch.zeros(2, 5, dtype=dtype)
     for reduction in (0, 1, 2):
-        loss, terms, row_stats, column_stats = forward(logits, y_a, y_b, lam, None, 0, True, True, reduction)
+        loss, terms, *stats = forward(logits, y_a, y_b, lam, None, 0, True, True, reduction)
         assert loss.isnan().all() and terms.isnan().all()
         grad = torch.ones_like(loss)
-        saved = (logits, y_a, y_b, lam, None, row_stats, column_stats, 0, True, True, reduction, False)
+        saved = (logits, y_a, y_b, lam, None, *stats, 0, True, True, reduction, False)
         dlogits, _ = backward(grad, grad, *saved)
         assert dlogits.isnan().all()
         truth = reference.icm_loss(logits.requires_grad_(), icm.MixedTarget(y_a, y_b, lam))
@@ -160,9 +160,9 @@ def test_wrong_shapes_are_refused_by_the_operator() -> None:
     tail = (0, True, True, 1, False)
     for stats in ((good[2][:3], good[3]), (good[2], good[3].double()), (good[2].T.contiguous().T, good[3])):
         with pytest.raises(RuntimeError, match="statistics"):
-            backward(grad, grad, logits, labels, labels, lam, None, *stats, *tail)
+            backward(grad, grad, logits, labels, labels, lam, None, *stats, good[4], *tail)
     with pytest.raises(RuntimeError, match="grad_row"):
-        backward(torch.ones(3), grad, logits, labels, labels, lam, None, good[2], good[3], *tail)
+        backward(torch.ones(3), grad, logits, labels, labels, lam, None, *good[2:], *tail)
 
 
 @pytest.mark.parametrize("shape", [(33, 20), (700, 50), (1030, 300), (40, 9000)], ids=str)

@@ -22,11 +22,11 @@ Results = dict[str, dict[str, Measurement | str]]
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "icm_fast": icm.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "backend": icm.backends()["cpu"].reason,
     }
 
@@ -66,7 +66,8 @@ def _time(us: float) -> str:
     return f"{us:.1f} us" if us < 1000 else f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -74,7 +75,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """What is checked out, with "-dirty" where it was changed."""
     command = ["git", "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:  # no git
+        return "unknown"
     return found.stdout.strip() or "unknown"

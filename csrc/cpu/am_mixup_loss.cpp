@@ -1,5 +1,5 @@
-// Operators am_mixup_loss_fwd and am_mixup_loss_bwd on the CPU: checks, memory, threads and the list of
-// rows that each row is the partner of. The arithmetic is in kernels/am_mixup_loss.cpp.
+// Operators am_mixup_loss_fwd and am_mixup_loss_bwd on the CPU: memory, threads and the list of rows that each row is
+// the partner of. Checks and allocation are in ../row_loss_operators.h, the arithmetic in kernels/am_mixup_loss.cpp.
 #include "kernels/am_mixup_loss.h"
 
 #include "instruction_set.h"
@@ -11,27 +11,14 @@ ICM_DECLARE_KERNELS(AmMixupLossKernels, am_mixup_loss)
 
 namespace {
 
-struct Partners {
-  const int64_t *index, *labels;
-  int64_t index_stride, labels_stride;
-};
-
-Partners partners(const char* op, const Tensor& logits, const Tensor& index, const Tensor& labels) {
-  check_logits(op, logits);
-  for (const Tensor& t : {index, labels})
-    STD_TORCH_CHECK(
-        t.dim() == 1 && t.size(0) == logits.size(0) && t.scalar_type() == ScalarType::Long && t.is_cpu(), op,
-        ": expected int64 index and labels of shape (", logits.size(0), ",) on the CPU");
-  return {data<const int64_t>(index), data<const int64_t>(labels), index.stride(0), labels.stride(0)};
-}
-
 // Mixed rows of one call, ready for the kernels, and the memory and threads of its pass.
 template <typename scalar_t>
 class Pass {
   using acc_t = acc_type<scalar_t>;
 
  public:
-  Pass(const char* op, const Tensor& logits, const Partners& given, const Tensor& rate, bool backward) {
+  Pass(const RowMix& given, bool backward) {
+    const Tensor& logits = given.logits;
     const int64_t rows = logits.size(0), classes = logits.size(1);
     rows_ = {data<const scalar_t>(logits),
              rows,
@@ -54,7 +41,7 @@ class Pass {
     rows_.partner = partner_;
     rows_.label = label_;
     rows_.own_weight = own_weight_;
-    valid_ = prepare(given, broadcast_vector<acc_t>(op, "rate", rate, 1)[0]);
+    valid_ = prepare(given.given, given.rate.at<acc_t>(0));
     if (backward && valid_) list_sources();
   }
 
@@ -72,15 +59,14 @@ class Pass {
 
  private:
   // Returns false for a rate, an index or a label out of range.
-  bool prepare(const Partners& given, acc_t rate) {
-    if (!lam_is_valid(rate)) return false;
-    const auto label = [&](int64_t i) { return given.labels[i * given.labels_stride]; };
+  bool prepare(const PartnerLabels& given, acc_t rate) {
+    if (!lam_is_valid(rate)) return false;  // of no rows too
     for (int64_t i = 0; i < rows_.rows; ++i) {
-      partner_[i] = given.index[i * given.index_stride];
-      if (partner_[i] < 0 || partner_[i] >= rows_.rows || label(i) < 0 || label(i) >= rows_.classes)
-        return false;
-      label_[i] = label(rate >= acc_t(0.5) ? i : partner_[i]);
-      own_weight_[i] = partner_[i] == i ? acc_t(1) : rate;
+      const MixedRow<acc_t> row = mixed_row(given, i, rows_.rows, rows_.classes, rate);
+      if (!row.valid) return false;
+      partner_[i] = row.partner;
+      label_[i] = row.label;
+      own_weight_[i] = row.own_weight;
     }
     return true;
   }
@@ -108,77 +94,44 @@ class Pass {
   bool valid_;
 };
 
-template <typename acc_t>
-MixedRowStats<acc_t> row_stats_of(const Tensor& stats, int64_t rows) {
-  return {data<acc_t>(stats), data<acc_t>(stats) + rows};
-}
-
 template <typename scalar_t>
-auto forward(const Tensor& logits, const Partners& given, const Tensor& rate, Reduction reduction) {
+void write_loss(const RowMix& given, const RowLoss& out) {
   using acc_t = acc_type<scalar_t>;
-  const Pass<scalar_t> pass("am_mixup_loss_fwd", logits, given, rate, false);
-  const int64_t rows = logits.size(0);
-  Tensor loss = new_loss<acc_t>(rows, reduction);
-  Tensor stats = new_tensor({2, rows}, kScalarType<acc_t>);
-  if (!pass.valid_target()) {
-    for (const Tensor& t : {loss, stats}) fill_nan(data<acc_t>(t), t.numel());
-    return std::make_tuple(loss, stats);
-  }
+  const Pass<scalar_t> pass(given, false);
+  if (!pass.valid_target()) return fill_nan<acc_t>(out);
   pass.for_each_range([&](int64_t begin, int64_t end, acc_t* scratch) {
-    am_mixup_loss_kernels<scalar_t>().terms(pass.rows(), begin, end, scratch,
-                                            row_stats_of<acc_t>(stats, rows), pass.per_row());
+    am_mixup_loss_kernels<scalar_t>().terms(pass.rows(), begin, end, scratch, row_stats_of<acc_t>(out.stats),
+                                            pass.per_row());
   });
-  reduce_terms(pass.per_row(), rows, reduction, loss);
-  return std::make_tuple(loss, stats);
+  reduce_terms(pass.per_row(), given.logits.size(0), out.reduction, out.loss);
 }
 
 template <typename scalar_t>
-Tensor backward(const Tensor& grad, const Tensor& logits, const Partners& given, const Tensor& rate,
-                const Tensor& row_stats, Reduction reduction) {
+void write_gradient(const RowMix& given, const RowGradient& out) {
   using acc_t = acc_type<scalar_t>;
-  constexpr const char* op = "am_mixup_loss_bwd";
-  const Pass<scalar_t> pass(op, logits, given, rate, true);
-  const int64_t rows = logits.size(0);
-  check_row_stats<acc_t>(op, row_stats, rows);
-  const auto incoming = broadcast_vector<acc_t>(op, "grad", grad, rows);
-  Tensor dlogits = new_tensor({rows, logits.size(1)}, logits.scalar_type());
-  scalar_t* out = data<scalar_t>(dlogits);
-  if (!pass.valid_target()) {
-    fill_nan(out, dlogits.numel());
-    return dlogits;
-  }
-  spread_gradient(incoming, rows, reduction, pass.per_row());
+  const Pass<scalar_t> pass(given, true);
+  scalar_t* dlogits = data<scalar_t>(out.dlogits);
+  if (!pass.valid_target()) return fill_nan(dlogits, out.dlogits.numel());
+  spread_gradient(out, given.logits.size(0), pass.per_row());
   pass.for_each_range([&](int64_t begin, int64_t end, acc_t* scratch) {
     am_mixup_loss_kernels<scalar_t>().gradient(pass.rows(), pass.partner_of(), begin, end, scratch,
-                                               row_stats_of<acc_t>(row_stats, rows), pass.per_row(), out);
+                                               row_stats_of<acc_t>(out.stats), pass.per_row(), dlogits);
   });
-  return dlogits;
 }
+
+struct Cpu : RowLossesOnCpu {
+  static void terms(const RowMix& given, const RowLoss& out) {
+    dispatch_floating(given.op, given.logits, [&](auto zero) { write_loss<decltype(zero)>(given, out); });
+  }
+  static void gradient(const RowMix& given, const RowGradient& out) {
+    dispatch_floating(given.op, given.logits, [&](auto zero) { write_gradient<decltype(zero)>(given, out); });
+  }
+};
 
 }  // namespace
-
-std::tuple<Tensor, Tensor> am_mixup_loss_fwd_cpu(Tensor logits, Tensor index, Tensor rate, Tensor labels,
-                                                 int64_t reduction) {
-  constexpr const char* op = "am_mixup_loss_fwd";
-  const Reduction how = reduction_from(op, reduction);
-  const Partners given = partners(op, logits, index, labels);
-  return dispatch_floating(op, logits,
-                           [&](auto zero) { return forward<decltype(zero)>(logits, given, rate, how); });
-}
-
-Tensor am_mixup_loss_bwd_cpu(Tensor grad, Tensor logits, Tensor index, Tensor rate, Tensor labels,
-                             Tensor row_stats, int64_t reduction) {
-  constexpr const char* op = "am_mixup_loss_bwd";
-  const Reduction how = reduction_from(op, reduction);
-  const Partners given = partners(op, logits, index, labels);
-  return dispatch_floating(op, logits, [&](auto zero) {
-    return backward<decltype(zero)>(grad, logits, given, rate, row_stats, how);
-  });
-}
-
 }  // namespace icm
 
 STABLE_TORCH_LIBRARY_IMPL(icm_fast, CPU, m) {
-  m.impl("am_mixup_loss_fwd.cpu", TORCH_BOX(&icm::am_mixup_loss_fwd_cpu));
-  m.impl("am_mixup_loss_bwd.cpu", TORCH_BOX(&icm::am_mixup_loss_bwd_cpu));
+  m.impl("am_mixup_loss_fwd.cpu", TORCH_BOX(&icm::am_mixup_loss_fwd<icm::Cpu>));
+  m.impl("am_mixup_loss_bwd.cpu", TORCH_BOX(&icm::am_mixup_loss_bwd<icm::Cpu>));
 }

@@ -53,7 +53,8 @@ auto forward(const Tensor& logits, const Tensor& y_a, const Tensor& y_b, const T
   Tensor terms = none ? new_tensor({2, s.rows}, kScalarType<acc_t>) : new_tensor({2}, kScalarType<acc_t>);
   Tensor row_stats = new_tensor({4, s.rows}, kScalarType<acc_t>);
   Tensor column_stats = new_tensor({3, labels.count}, kScalarType<acc_t>);
-  const auto result = [&] { return std::make_tuple(loss, terms, row_stats, column_stats); };
+  const Tensor plan = new_tensor({0}, ScalarType::Int);  // the columns cost less to build again than to keep
+  const auto result = [&] { return std::make_tuple(loss, terms, row_stats, column_stats, plan); };
 
   IcmLossForward<scalar_t> pass(labels, s);
   if (!pass.valid_target()) {
@@ -128,10 +129,11 @@ auto backward(const Tensor& grad_row, const Tensor& grad_column, const Tensor& l
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> icm_loss_fwd_cpu(Tensor logits, Tensor y_a, Tensor y_b, Tensor lam,
-                                                            std::optional<Tensor> logit_scale,
-                                                            int64_t diagonal, bool class_axis, bool pair_axis,
-                                                            int64_t reduction) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> icm_loss_fwd_cpu(Tensor logits, Tensor y_a, Tensor y_b,
+                                                                    Tensor lam,
+                                                                    std::optional<Tensor> logit_scale,
+                                                                    int64_t diagonal, bool class_axis,
+                                                                    bool pair_axis, int64_t reduction) {
   const Reduction how = reduction_from("icm_loss_fwd", reduction);
   return dispatch_floating("icm_loss_fwd", logits, [&](auto zero) {
     return forward<decltype(zero)>(logits, y_a, y_b, lam, logit_scale, diagonal, class_axis, pair_axis, how);
@@ -140,9 +142,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> icm_loss_fwd_cpu(Tensor logits, Tenso
 
 std::tuple<Tensor, Tensor> icm_loss_bwd_cpu(Tensor grad_row, Tensor grad_column, Tensor logits, Tensor y_a,
                                             Tensor y_b, Tensor lam, std::optional<Tensor> logit_scale,
-                                            Tensor row_stats, Tensor column_stats, int64_t diagonal,
-                                            bool class_axis, bool pair_axis, int64_t reduction,
-                                            bool gradient_of_scale) {
+                                            Tensor row_stats, Tensor column_stats, Tensor /*plan*/,
+                                            int64_t diagonal, bool class_axis, bool pair_axis,
+                                            int64_t reduction, bool gradient_of_scale) {
   const Reduction how = reduction_from("icm_loss_bwd", reduction);
   return dispatch_floating("icm_loss_bwd", logits, [&](auto zero) {
     return backward<decltype(zero)>(grad_row, grad_column, logits, y_a, y_b, lam, logit_scale, row_stats,

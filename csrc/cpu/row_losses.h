@@ -1,28 +1,17 @@
-// What the operators of losses with one term per row share.
+// What the CPU's operators of losses with one term per row share.
 #pragma once
 
+#include "../row_loss_operators.h"
 #include "tensors.h"
 #include "workspace.h"
 
 namespace icm {
 
-inline void check_logits(const char* op, const Tensor& logits) {
-  STD_TORCH_CHECK(logits.dim() == 2 && logits.is_cpu(), op, ": expected logits of shape (B, C) on the CPU");
-}
-
-// The (2, rows) statistics that the forward operator returned: maximum and sum of exponentials.
-template <typename acc_t>
-void check_row_stats(const char* op, const Tensor& row_stats, int64_t rows) {
-  STD_TORCH_CHECK(row_stats.numel() == 2 * rows && row_stats.scalar_type() == kScalarType<acc_t> &&
-                      row_stats.is_contiguous() && row_stats.is_cpu(),
-                  op, ": expected the statistics that the forward operator returned for these logits");
-}
-
-template <typename acc_t>
-Tensor new_loss(int64_t rows, Reduction reduction) {
-  return reduction == Reduction::kNone ? new_tensor({rows}, kScalarType<acc_t>)
-                                       : new_tensor({}, kScalarType<acc_t>);
-}
+struct RowLossesOnCpu : OnCpu {
+  static Tensor empty(const Shape& sizes, ScalarType type, const Tensor&) {
+    return new_contiguous(sizes, type);
+  }
+};
 
 // Mean (NaN of no rows), sum or the terms themselves; added in double, in order.
 template <typename acc_t>
@@ -39,9 +28,14 @@ void reduce_terms(const acc_t* terms, int64_t rows, Reduction reduction, const T
 
 // The gradient of every term from that of the loss.
 template <typename acc_t>
-void spread_gradient(Broadcast<acc_t> grad, int64_t rows, Reduction reduction, acc_t* out) {
-  const double factor = reduction == Reduction::kMean ? 1.0 / double(rows) : 1.0;
-  for (int64_t i = 0; i < rows; ++i) out[i] = acc_t(double(grad[i]) * factor);
+void spread_gradient(const RowGradient& given, int64_t rows, acc_t* out) {
+  const double factor = term_factor(given.reduction, rows);
+  for (int64_t i = 0; i < rows; ++i) out[i] = acc_t(double(given.grad.at<acc_t>(i)) * factor);
+}
+
+template <typename acc_t>
+void fill_nan(const RowLoss& out) {
+  for (const Tensor* t : {&out.loss, &out.stats}) fill_nan(data<acc_t>(*t), t->numel());
 }
 
 }  // namespace icm

@@ -10,18 +10,27 @@ import torch
 # Kept alive here: an operator vanishes with its Library.
 LIBRARY = torch.library.Library("icm_fast", "DEF")
 
-# operation -> backends with a kernel for it.
+# operation -> backends with an overload for it. Whether it has a kernel shows when the backend is loaded.
 IMPLEMENTED: dict[str, tuple[str, ...]] = {}
+# operation -> the operators that it consists of.
+OPERATORS: dict[str, tuple[str, ...]] = {}
 
 # Which of the compiled instruction sets the CPU library runs here.
 LIBRARY.define("cpu_instruction_set() -> str")
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
+# Every operator has an overload for each, whether or not its kernel was built.
+BACKENDS = ("cpu", "triton", "cuda")
+
 
 def declare(operation: str, backends: Sequence[str], schemas: dict[str, tuple[str, Callable[..., Any]]]) -> None:
-    """Define `<name>.<backend>` for each of the operation's schemas: name -> (arguments and returns, fake kernel)."""
-    IMPLEMENTED[operation] = tuple(backends)
+    """Define `<name>.<backend>` for each of the operation's schemas: name -> (arguments and returns, fake kernel).
+
+    Called once more where another backend needs another fake kernel.
+    """
+    IMPLEMENTED[operation] = (*IMPLEMENTED.get(operation, ()), *backends)
+    OPERATORS[operation] = tuple(schemas)
     for name, (schema, fake) in schemas.items():
         for backend in backends:
             LIBRARY.define(f"{name}.{backend}{schema}")

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import REDUCTIONS, accumulation_type, declare, overload, refuse_second_derivative
-
-BACKENDS = ("cpu",)
+from ._library import BACKENDS, REDUCTIONS, accumulation_type, declare, overload, refuse_second_derivative
 
 
 def _fake_forward(logits: Tensor, index: Tensor, rate: Tensor, labels: Tensor, reduction: int) -> tuple[Tensor, Tensor]:

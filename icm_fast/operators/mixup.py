@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import declare, overload
-
-BACKENDS = ("cpu", "cuda")
+from ._library import BACKENDS, declare, overload
 
 
 def is_dense_per_sample(x: Tensor, has_box: bool) -> bool:

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import REDUCTIONS, accumulation_type, declare, overload, refuse_second_derivative
-
-BACKENDS = ("cpu",)
+from ._library import BACKENDS, REDUCTIONS, accumulation_type, declare, overload, refuse_second_derivative
 
 
 def _fake_forward(

@@ -1,10 +1,7 @@
 // Asymptotic Midpoint Mixup on the CPU: cross-entropy of rows of logits mixed with their partners.
 //
-//   M_i = r S_i + (1 - r) S_partner(i)          loss_i = lse(M_i) - M_i,label(i)
-//   dS_j = r dM_j + sum over i with partner(i) == j of (1 - r) dM_i          dM_i = g_i (p_i - onehot)
-//
-// Parallel over rows. A mixed row exists only in scratch: the gradient forms it again, once for the
-// row itself and once for its partner, instead of keeping (B, C) of them. Deterministic: own part
+// Equations in ../../row_loss_math.h. Parallel over rows. A mixed row exists only in scratch: the gradient forms it
+// again, once for the row itself and once for its partner, instead of keeping (B, C) of them. Deterministic: own part
 // first, then the sources in ascending order.
 #include "am_mixup_loss.h"
 
@@ -45,7 +42,7 @@ ICM_INLINE void mix_row(const MixedRows<scalar_t>& s, int64_t i, acc_t* mixed) {
 
 template <typename scalar_t>
 void terms(const MixedRows<scalar_t>& s, int64_t begin, int64_t end, acc_type<scalar_t>* scratch,
-           MixedRowStats<acc_type<scalar_t>> stats, acc_type<scalar_t>* term) {
+           RowStats<acc_type<scalar_t>> stats, acc_type<scalar_t>* term) {
   using acc_t = acc_type<scalar_t>;
   constexpr int L = kLanes<acc_t>;
   for (int64_t row = begin; row < end; row += L) {
@@ -67,8 +64,8 @@ void terms(const MixedRows<scalar_t>& s, int64_t begin, int64_t end, acc_type<sc
 
 // Adds g (p_i - onehot) to `out`.
 template <typename scalar_t, typename acc_t>
-ICM_INLINE void add_mixed_gradient(const MixedRows<scalar_t>& s, int64_t i, MixedRowStats<acc_t> stats,
-                                   acc_t g, acc_t* mixed, acc_t* out) {
+ICM_INLINE void add_mixed_gradient(const MixedRows<scalar_t>& s, int64_t i, RowStats<acc_t> stats, acc_t g,
+                                   acc_t* mixed, acc_t* out) {
   mix_row(s, i, mixed);
   const acc_t m = stats.maximum[i], factor = g / stats.sum[i];
   for_each_vector(static_cast<const acc_t*>(mixed), s.classes,
@@ -82,8 +79,8 @@ ICM_INLINE void add_mixed_gradient(const MixedRows<scalar_t>& s, int64_t i, Mixe
 
 template <typename scalar_t>
 void gradient(const MixedRows<scalar_t>& s, PartnerOf partner_of, int64_t begin, int64_t end,
-              acc_type<scalar_t>* scratch, MixedRowStats<acc_type<scalar_t>> stats,
-              const acc_type<scalar_t>* grad, scalar_t* dlogits) {
+              acc_type<scalar_t>* scratch, RowStats<acc_type<scalar_t>> stats, const acc_type<scalar_t>* grad,
+              scalar_t* dlogits) {
   using acc_t = acc_type<scalar_t>;
   acc_t *mixed = scratch, *sum = scratch + padded_classes(s);
   for (int64_t j = begin; j < end; ++j) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../../row_loss_math.h"
 #include "scalar_types.h"
 
 namespace icm {
@@ -21,13 +22,6 @@ struct MixedRows {
   const acc_t* own_weight;  // (rows,)
 };
 
-// ln of a mixed row's sum of exponentials is maximum + ln(sum).
-template <typename acc_t>
-struct MixedRowStats {
-  acc_t* maximum;
-  acc_t* sum;
-};
-
 // Rows that are mixed INTO others: row j is the partner of source[first[j]] .. source[first[j + 1] - 1],
 // in ascending order, wherever the partner takes part and is not the row itself.
 struct PartnerOf {
@@ -41,12 +35,12 @@ struct AmMixupLossKernels {
   // Elements of scratch that one thread needs.
   int64_t (*scratch_size)(const MixedRows<scalar_t>&);
   // 1. Statistics and loss terms, in nats, of mixed rows [begin, end).
-  void (*terms)(const MixedRows<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch,
-                MixedRowStats<acc_t> stats, acc_t* term);
+  void (*terms)(const MixedRows<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, RowStats<acc_t> stats,
+                acc_t* term);
   // 2. Gradient of rows [begin, end) of the logits; `grad` (rows,) is that of the terms, dlogits is
   // contiguous.
   void (*gradient)(const MixedRows<scalar_t>&, PartnerOf, int64_t begin, int64_t end, acc_t* scratch,
-                   MixedRowStats<acc_t> stats, const acc_t* grad, scalar_t* dlogits);
+                   RowStats<acc_t> stats, const acc_t* grad, scalar_t* dlogits);
 };
 
 }  // namespace icm

@@ -1,10 +1,7 @@
 // Cross-entropy against mixed targets on the CPU: loss terms and gradient of rows of logits.
 //
-//   loss_i = sum_c u_ic (lse_i - S_ic)          u_ic = w_c q_ic: class weight times smoothed target
-//   dS_ic  = g_i (W_i p_ic - u_ic)              W_i = sum_c u_ic
-//
-// Parallel over rows, which do not depend on each other; the classes of a row lie across the lanes.
-// Traffic: logits once per pass, gradient once; targets are two labels a row, never one-hot.
+// Equations in ../../row_loss_math.h. Parallel over rows, which do not depend on each other; the classes of a row lie
+// across the lanes. Traffic: logits once per pass, gradient once; targets are two labels a row, never one-hot.
 #include "mixup_cross_entropy.h"
 
 #include "softmax.h"

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "../../row_loss_math.h"
 #include "scalar_types.h"
 
 namespace icm {
@@ -22,14 +23,6 @@ struct SoftTargets {
   const acc_t* weight_b;   // (rows,)
   const acc_t* smoothing;  // (classes,) padded to a vector, or null
   acc_t total_smoothing;
-};
-
-// ln of a row's sum of exponentials is maximum + ln(sum). Kept apart: their sum would lose the bits
-// that a common offset of the logits takes.
-template <typename acc_t>
-struct RowStats {
-  acc_t* maximum;
-  acc_t* sum;
 };
 
 template <typename scalar_t>

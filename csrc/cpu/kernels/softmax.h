@@ -1,19 +1,21 @@
-// What the losses share: the logarithm of a softmax entry, and the passes over one row of logits of the
-// cross-entropies. A row is read from memory once per operation: its maximum first, then, from cache,
+// What the losses share: the logarithm of a softmax entry (../../softmax_math.h), and the passes over one row of
+// logits of the cross-entropies. A row is read from memory once per operation: its maximum first, then, from cache,
 // its exponentials.
 #pragma once
 
+#include "../../softmax_math.h"
 #include "convert.h"
 
 namespace icm::ICM_ISA {
 
-// log2(sum / 2^d) without cancellation where 2^d is representable: for a confident prediction the
-// quotient is 1 + tiny, and exactly 1 when the target is the only term.
+template <typename acc_t>
+struct Log2 {
+  ICM_INLINE Vec<acc_t> operator()(Vec<acc_t> x) const { return log2<acc_t>(x); }
+};
+
 template <typename acc_t>
 ICM_INLINE Vec<acc_t> log_ratio(Vec<acc_t> sum, Vec<acc_t> target, Vec<acc_t> d) {
-  const IVec<acc_t> representable = target > acc_t(0x1p-64);
-  const Vec<acc_t> ratio = log2<acc_t>(sum / (representable ? target : broadcast(acc_t(1))));
-  return representable ? ratio : ratio - d;
+  return icm::log_ratio<acc_t>(sum, target, d, Log2<acc_t>{});
 }
 
 // Set in lanes [first, last).
@@ -84,12 +86,6 @@ ICM_INLINE acc_type<scalar_t> row_maximum(const scalar_t* x, int64_t count) {
   result = lanes[0];
   for (int k = 1; k < kLanes<acc_t>; ++k) result = lanes[k] > result ? lanes[k] : result;
   return result;
-}
-
-// T = (S - M) * log2(e): subtract first, then T <= 0 exactly and e = 2^T <= 1.
-template <typename V, typename acc_t>
-ICM_INLINE V shifted(V s, acc_t maximum) {
-  return (s - maximum) * acc_t(kLog2E);
 }
 
 template <typename acc_t>
