@@ -1,9 +1,12 @@
-# make demo | test | check | lint | format | bench | readme | install | clean
+# make demo | test | check | lint | format | bench | readme | gpu-check | gpu-bench | install | clean
 #
 #   make test                           creates .venv, installs tested versions, builds, runs
 #   make test PYTHON=python3.12         ... with this Python
 #   make test TORCH="torch==2.11.0"     ... with this torch (anything that pip install takes, options included)
 #   make test PYTHON=/env/bin/python VENV=     in an existing environment as it is: nothing is installed or downloaded
+#   make gpu-check                      builds, then checks every kernel on the GPU here; at most 8 minutes
+#   make gpu-bench                      races rivals there, at most 9 minutes a call: each goes on where the last stopped
+#   make gpu-bench SIZES="128x100 4096x1000" RIVALS="plain compile"     those alone (RIVALS=none: no rival)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +30,7 @@ endif
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 .DELETE_ON_ERROR:
-.PHONY: install build demo test check lint format bench readme clean
+.PHONY: install build demo test check lint format bench readme gpu-check gpu-bench clean
 
 install: build $(INSTALL_STAMP)
 
@@ -50,6 +53,15 @@ readme: install
 	$(PY) -m benchmarks.accuracy demo --out benchmarks/results/digits
 	$(PY) -m benchmarks.accuracy.idea
 	$(PY) -m benchmarks.readme
+
+# On a machine with a GPU. GPU_CHECK_OUT, GPU_BENCH_OUT: other files than those in benchmarks/results; COMMIT: what is
+# checked, where there is no git. The check builds by itself: its time counts, and its failure must not hide the rest.
+gpu-check: $(TOOLS_STAMP)
+	$(PY) -m benchmarks.gpu check $(if $(GPU_CHECK_OUT),--out $(GPU_CHECK_OUT)) $(if $(COMMIT),--commit $(COMMIT))
+
+gpu-bench: build
+	$(PY) -m benchmarks.gpu bench $(if $(SIZES),--sizes $(SIZES)) $(if $(RIVALS),--rivals $(RIVALS)) \
+	  $(if $(GPU_BENCH_OUT),--out $(GPU_BENCH_OUT)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(AGAIN),--again)
 
 lint: $(TOOLS_STAMP)
 	$(PY) -m ruff check .

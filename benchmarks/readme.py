@@ -1,7 +1,7 @@
-"""Rewrites the measured parts of README.md, and the figure of time and memory, from the files in benchmarks/results.
+"""Rewrites the measured parts of README.md, the page and the figure of benchmarks/results, from the files there.
 
 `make bench` and `make readme` write those files and end with this.
-`--check` changes nothing and fails if README.md says something else.
+`--check` changes nothing and fails if README.md or the page says something else.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .gpu import coverage
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 OURS = "icm_fast"
@@ -22,7 +24,7 @@ LOSS = "icm_loss"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write, or with --check compare; 1 if README.md is out of date."""
+    """Write, or with --check compare; 1 if README.md or the page of results is out of date."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
@@ -32,13 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     after = replace(before, "speed", speed_block(speed))
     with (RESULTS / "digits" / "summary.csv").open(encoding="utf-8", newline="") as file:
         after = replace(after, "digits", digits_block(list(csv.DictReader(file))))
+    pages = {readme: after, coverage.RESULTS / "README.md": coverage.text()}
     if check:
-        if after != before:
-            print(
-                "README.md does not say what benchmarks/results says; run python -m benchmarks.readme", file=sys.stderr
-            )
-        return int(after != before)
-    readme.write_text(after, encoding="utf-8")
+        stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+        for path in stale:
+            name = path.relative_to(ROOT)
+            print(f"{name} does not say what benchmarks/results says; run python -m benchmarks.readme", file=sys.stderr)
+        return 1 if stale else 0
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
     draw(speed, RESULTS / "speed.png")
     return 0
 

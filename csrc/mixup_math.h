@@ -68,18 +68,4 @@ ICM_HOST_DEVICE Box box_in_elements(const int64_t* box, int64_t stride, const Sa
   return b.y1 < b.y2 && b.x1 < b.x2 ? b : Box{0, 0, 0, 0};
 }
 
-template <typename index_t>
-ICM_HOST_DEVICE bool inside(const Box& box, const SampleLayout& layout, index_t element) {
-  const index_t row = index_t(layout.row), line = element / row, x = element - line * row;
-  const index_t y = line % index_t(layout.rows);
-  return y >= index_t(box.y1) && y < index_t(box.y2) && x >= index_t(box.x1) && x < index_t(box.x2);
-}
-
-// The samples that share a partner, as a list in ascending order: `first[p]` is the first sample whose partner
-// is p, `next[k]` the one after k; -1 ends it. A sample that is its own partner, or has none, is in no list.
-struct PartnerLists {
-  const int64_t* first;
-  const int64_t* next;
-};
-
 }  // namespace icm

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +18,6 @@ import torch
 from emulation import build, selftest
 from helpers import ROOT, run_python
 from torch import Tensor
-
-from icm_fast.operators import IMPLEMENTED
 
 pytestmark = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler on PATH")
 
@@ -30,12 +29,13 @@ SUMS = {
 }
 # What a planted mistake is called in the report.
 FAULTS = {
-    ("row_sums", "divergent barrier"): r"divergence: threads of a block .* of 64 at .*selftest\.cu:\d+ \(.*row_sums",
+    ("row_sums", "divergent barrier"): r"divergence: threads of a block .* of 64 at .*selftest\.cu:\d+ \(\w+\)",
     ("row_sums", "early exit"): r"(?s)deadlock.* 1 threads ended, such as thread 7 .* waiting for a warp at .*warp_sum",
     ("row_sums", "split warp"): r"(?s)deadlock.*32 threads waiting for a block.*32 threads waiting for a warp",
     ("column_sums_on_chip", "bad rank"): r"at\(\) of block 4 in a cluster of 4 at .*selftest\.cu",
     ("column_sums_on_chip", "bad pointer"): r"at\(\) of a pointer outside the block's shared memory at .*selftest\.cu",
 }
+# File of csrc/cuda -> its tests; the first ones are not long.
 TESTS = {
     "icm_loss": ("test_icm_loss_operator.py", "test_icm_loss.py", "test_icm_loss_guard.py", "test_autograd.py"),
     "mixup": ("test_mixup_operator.py", "test_mixup.py"),
@@ -75,7 +75,7 @@ def test_warps_atomics_and_the_order_of_blocks() -> None:
 
 @pytest.mark.parametrize(
     ("name", "mistake"),
-    [*((name, "no barrier") for name in SUMS), ("row_sums", "no second barrier"), ("column_sums_on_chip", "early exit")],
+    [*((x, "no barrier") for x in SUMS), ("row_sums", "no second barrier"), ("column_sums_on_chip", "early exit")],
 )
 def test_a_missing_barrier_shows_in_some_order(name: str, mistake: str) -> None:
     results = run_kernel(name, mistake=mistake)
@@ -117,7 +117,7 @@ def test_launches_that_the_device_refuses() -> None:
         "not cooperative": kernels.column_sums_in_grid(cooperative=False),
     }
     for words, (error, values) in refused.items():
-        assert words in error and all(map(math.isnan, values)), words
+        assert words in error and all(map(math.isnan, values)), (words, error)
     assert kernels.row_sums(shared_bytes=100 * 1024) == ("", SUMS["row_sums"])
     assert kernels.column_sums_in_grid(blocks=6, threads=1024) == ("", SUMS["column_sums_in_grid"])
     kernels.set_device(3, 100 * 1024, False)
@@ -134,14 +134,16 @@ def convert(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
 def test_16_bit_types_round_as_torch_does(dtype: torch.dtype) -> None:
     name = {torch.bfloat16: "bfloat16", torch.float16: "half"}[dtype]
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
-    torch.testing.assert_close(convert(f"from_{name}", every, torch.float32), every.float(), rtol=0, atol=0, equal_nan=True)
+    same = partial(torch.testing.assert_close, rtol=0, atol=0, equal_nan=True)
+    same(convert(f"from_{name}", every, torch.float32), every.float())
     # Every number, half-way to the next, and the neighbours of both.
     finite = every[every.isfinite()].double().sort().values
     values = torch.cat([finite, (finite[1:] + finite[:-1]) / 2]).float()
     bits = torch.cat([values.view(torch.int32) + step for step in (-1, 0, 1)])
     special = torch.tensor([math.inf, -math.inf, math.nan, 3.4e38, -3.4e38, 1e-45, 65519.996, 65520.0])
-    values = torch.cat([bits.view(torch.float32), special, torch.randint(-(2**31), 2**31, (10**6,)).int().view(torch.float32)])
-    torch.testing.assert_close(convert(f"to_{name}", values, dtype), values.to(dtype), rtol=0, atol=0, equal_nan=True)
+    anything = torch.randint(-(2**31), 2**31, (10**6,)).int()
+    values = torch.cat([bits.view(torch.float32), special, anything.view(torch.float32)])
+    same(convert(f"to_{name}", values, dtype), values.to(dtype))
 
 
 def test_exp2_is_no_better_than_the_device_promises() -> None:
@@ -173,7 +175,6 @@ def run_tests(files: tuple[str, ...], *, only: str = "cuda", markers: str = "not
 
 
 def test_every_operation_is_tested_here() -> None:
-    assert set(TESTS) == {operation for operation, backends in IMPLEMENTED.items() if "cuda" in backends}
     assert set(TESTS) == {path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
 
 

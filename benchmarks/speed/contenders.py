@@ -22,6 +22,19 @@ Step = Callable[[], Any]
 OURS = "icm_fast"
 
 
+def _dense(logits: Tensor, y_a: Tensor, y_b: Tensor, lam: Tensor) -> Tensor:
+    """Cross-entropy with a dense two-hot target built at every step."""
+    num_classes, w = logits.shape[1], lam.expand(logits.shape[0])[:, None]
+    return F.cross_entropy(logits, w * F.one_hot(y_a, num_classes) + (1 - w) * F.one_hot(y_b, num_classes))
+
+
+# Operation -> the loss in plain torch, called with logits, y_a, y_b and lam.
+PLAIN_LOSSES: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "icm_loss": {"authors' formulation": formulations.authors, "index-gather": formulations.index_gather},
+    "mixup_cross_entropy": {"two cross-entropies": formulations.two_cross_entropies, "dense target": _dense},
+}
+
+
 def contenders(workload: Workload, compiled: bool) -> dict[str, Step]:
     """Every contender for a workload; compiled ones compile at their first call."""
     if workload.operation == "mixup":
@@ -45,11 +58,7 @@ def _losses(workload: Workload, compiled: bool) -> dict[str, Step]:
     logits, target = workload.inputs["logits"], workload.inputs["target"]
     labels = (target.y_a, target.y_b, target.lam)
     fused = getattr(F_icm, workload.operation)
-    rivals: dict[str, dict[str, Callable[..., Tensor]]] = {
-        "icm_loss": {"authors' formulation": formulations.authors, "index-gather": formulations.index_gather},
-        "mixup_cross_entropy": {"two cross-entropies": formulations.two_cross_entropies, "dense target": _dense},
-    }
-    plain = rivals[workload.operation]
+    plain = PLAIN_LOSSES[workload.operation]
 
     def step(loss_of: Callable[..., Tensor], *arguments: Any) -> Step:
         def run() -> tuple[Tensor, Tensor]:
@@ -67,12 +76,6 @@ def _losses(workload: Workload, compiled: bool) -> dict[str, Step]:
             f"torch.compile {name}": step(torch.compile(loss, dynamic=False), *labels) for name, loss in plain.items()
         }
     return steps
-
-
-def _dense(logits: Tensor, y_a: Tensor, y_b: Tensor, lam: Tensor) -> Tensor:
-    """Cross-entropy with a dense two-hot target built at every step."""
-    num_classes, w = logits.shape[1], lam.expand(logits.shape[0])[:, None]
-    return F.cross_entropy(logits, w * F.one_hot(y_a, num_classes) + (1 - w) * F.one_hot(y_b, num_classes))
 
 
 def _mixers(workload: Workload, compiled: bool) -> dict[str, Step]:

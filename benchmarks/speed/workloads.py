@@ -28,27 +28,35 @@ class Workload:
         return f"{self.operation}-{'x'.join(map(str, self.size))}"
 
 
-def loss_workload(operation: str, size: tuple[int, ...], one_lam: bool) -> Workload:
+def loss_workload(
+    operation: str,
+    size: tuple[int, ...],
+    one_lam: bool,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Workload:
     """Normal logits, random labels, a random partner; one lam per sample, or one for the batch."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
+    options: dict[str, Any] = {"generator": generator, "device": device}
     batch_size, num_classes = size
-    y_a = torch.randint(num_classes, (batch_size,), generator=generator)
-    lam = torch.rand(() if one_lam else (batch_size,), generator=generator)
-    target = icm.MixedTarget(y_a, y_a[torch.randperm(batch_size, generator=generator)], lam)
-    logits = torch.randn(batch_size, num_classes, generator=generator).requires_grad_()
-    return Workload(operation, size, {"logits": logits, "target": target})
+    y_a = torch.randint(num_classes, (batch_size,), **options)
+    lam = torch.rand(() if one_lam else (batch_size,), **options)
+    index = torch.randperm(batch_size, **options)
+    logits = torch.randn(batch_size, num_classes, dtype=dtype, **options).requires_grad_()
+    inputs = {"logits": logits, "target": icm.MixedTarget(y_a, y_a[index], lam), "index": index}
+    return Workload(operation, size, inputs)
 
 
-def mixup_workload(size: tuple[int, ...]) -> Workload:
-    """Float images, a random partner, one lam per sample."""
-    generator = torch.Generator().manual_seed(0)
-    index = torch.randperm(size[0], generator=generator)
-    inputs = {
-        "x": torch.rand(size, generator=generator),
-        "index": index,
-        "lam": torch.rand(size[0], generator=generator),
-    }
-    return Workload("mixup", size, inputs)
+def mixup_workload(size: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu") -> Workload:
+    """Images in a floating-point type or in bytes, a random partner, one lam per sample."""
+    generator = torch.Generator(device).manual_seed(0)
+    options: dict[str, Any] = {"generator": generator, "device": device}
+    index = torch.randperm(size[0], **options)
+    if dtype == torch.uint8:
+        x = torch.randint(256, size, dtype=dtype, **options)
+    else:
+        x = torch.rand(size, dtype=dtype, **options)
+    return Workload("mixup", size, {"x": x, "index": index, "lam": torch.rand(size[0], **options)})
 
 
 def workloads(operation: str, sizes: list[tuple[int, ...]] | None, one_lam: bool) -> list[Workload]:

@@ -120,7 +120,8 @@ ForwardTensors forward(const char* op, const Tensor& logits, const Tensor& y_a, 
     fill_empty(to, reduction);
     return to;
   }
-  const auto choice = choose_forward<acc_t>(from.rows, labels.count, from.classes, device.limits());
+  const auto choice =
+      choose_forward<acc_t>(from.rows, labels.count, from.classes, labels.lam_stride == 0, device.limits());
   run_forward<acc_t>(device, from, labels, to, logits, class_axis, pair_axis, reduction, choice, nullptr);
   return to;
 }
@@ -130,11 +131,13 @@ struct Gradients {
 };
 
 template <typename acc_t>
-void run_backward(const DeviceScope& device, const Logits& from, int64_t columns, const ForwardTensors& saved,
-                  const FloatVector& grad_row, const FloatVector& grad_column, bool class_axis,
-                  bool pair_axis, Reduction reduction, const Tensor& dlogits, bool gradient_of_scale,
-                  acc_t* dscale) {
-  const BackwardChoice<acc_t> choice(from.rows, columns, from.classes, device.limits());
+void run_backward(const DeviceScope& device, const Logits& from, const MixedLabels& labels,
+                  const ForwardTensors& saved, const FloatVector& grad_row, const FloatVector& grad_column,
+                  bool class_axis, bool pair_axis, Reduction reduction, const Tensor& dlogits,
+                  bool gradient_of_scale, acc_t* dscale) {
+  const BackwardChoice choice =
+      choose_backward<acc_t>(from.rows, labels.count, from.classes, labels.lam_stride == 0, device.limits());
+  const int64_t columns = labels.count;
   Backward<acc_t> b{};
   b.logits = from;
   b.columns = columns;
@@ -142,6 +145,7 @@ void run_backward(const DeviceScope& device, const Logits& from, int64_t columns
   b.plan = take_plan<acc_t>(plan, columns, from.classes);
   b.rows = row_sums<acc_t>(saved.row_stats, from.rows);
   b.sums = log_sums<acc_t>(saved.column_stats, columns);
+  b.lam = {labels.lam_float, labels.lam_double, labels.lam_stride};
   b.grad_row = grad_row;
   b.grad_column = grad_column;
   b.class_axis = class_axis;
@@ -190,7 +194,7 @@ Gradients backward(const char* op, const Tensor& grad_row, const Tensor& grad_co
     torch::stable::fill_(to.dscale, 0.0);
     return to;
   }
-  run_backward<acc_t>(device, from, n, saved, float_vector(op, "grad_row", grad_row, from.rows),
+  run_backward<acc_t>(device, from, labels, saved, float_vector(op, "grad_row", grad_row, from.rows),
                       float_vector(op, "grad_column", grad_column, n), class_axis, pair_axis, reduction,
                       to.dlogits, gradient_of_scale, data<acc_t>(to.dscale));
   return to;
@@ -211,15 +215,17 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const char* op, const Tenso
     fill_empty(to, reduction);
     return {to.loss, to.terms, dlogits};
   }
-  auto choice = choose_forward<acc_t>(from.rows, labels.count, from.classes, device.limits());
-  const bool one_launch = add_gradient<acc_t>(choice, labels.count, from.classes, device.limits());
+  auto choice =
+      choose_forward<acc_t>(from.rows, labels.count, from.classes, labels.lam_stride == 0, device.limits());
+  const bool one_launch =
+      add_gradient<acc_t>(choice, labels.count, from.classes, device.limits());
   run_forward<acc_t>(device, from, labels, to, logits, class_axis, pair_axis, reduction, choice,
                      one_launch ? &dlogits : nullptr);
   if (!one_launch) {
     const Tensor one = new_like(logits, {}, kAccType<acc_t>), dscale = new_like(logits, {}, kAccType<acc_t>);
     torch::stable::fill_(one, 1.0);
     const FloatVector grad = float_vector(op, "grad", one, 1);
-    run_backward<acc_t>(device, from, labels.count, to, grad, grad, class_axis, pair_axis, reduction, dlogits,
+    run_backward<acc_t>(device, from, labels, to, grad, grad, class_axis, pair_axis, reduction, dlogits,
                         false, data<acc_t>(dscale));
   }
   return {to.loss, to.terms, dlogits};

@@ -62,21 +62,21 @@ struct RowOfGradient {
   Column<acc_t> own;
 };
 
-template <typename acc_t, int kRows>
+template <typename acc_t, int kRows, bool kFactored>
 struct GradientTile {
   const Logits& logits;
   const Plan<acc_t>& plan;
   int64_t columns;
   const LogSum<acc_t>& sums;
   const GradientFactors<acc_t>& factors;
-  const Tile<acc_t, kRows>& tile;
+  const Tile<acc_t, kRows, kFactored>& tile;
   acc_t sigma;
 
   // dZ of a column that this lane's row does not own, for a tile of T.
   struct Shared {
     __device__ __forceinline__ acc_t operator()(const GradientTile& g, const RowOfGradient<acc_t>& row,
                                                 const Column<acc_t>& column, int64_t j) const {
-      const acc_t e = exp2_flushed(score(g.tile, column, lane_row<kRows>()));
+      const acc_t e = exponential(g.tile, column, lane_row<kRows>());
       return e * fused_multiply_add(row.weight, g.factors.beta[j], row.alpha);
     }
   };
@@ -166,17 +166,18 @@ struct GradientTile {
 ICM_HOST_DEVICE int64_t staging_size(int warps, int rows) { return int64_t(warps) * rows * (kWarp + 1); }
 
 // The gradient of one tile, which holds T, or logits if the batch was repaired.
-template <typename acc_t, int kRows>
+template <typename acc_t, int kRows, bool kFactored>
 __device__ void gradient_of_tile(const Logits& logits, const Plan<acc_t>& plan, int64_t columns,
                                  const RowSums<acc_t>& rows, const LogSum<acc_t>& sums,
-                                 const GradientFactors<acc_t>& factors, const Tile<acc_t, kRows>& tile,
-                                 acc_t sigma, bool repaired, const GradientOutput& out, acc_t* staging,
-                                 int64_t row0, int valid, double* dscale) {
+                                 const GradientFactors<acc_t>& factors,
+                                 const Tile<acc_t, kRows, kFactored>& tile, acc_t sigma, bool repaired,
+                                 const GradientOutput& out, acc_t* staging, int64_t row0, int valid,
+                                 double* dscale) {
   const int r = lane_row<kRows>() < valid ? lane_row<kRows>() : 0;
   const int64_t i = row0 + r;
   const RowOfGradient<acc_t> row{factors.alpha[i], factors.own_loss[i], rows.weight[i],
                                  rows.offset[i],   rows.shift[i],       plan.columns[logits.diagonal + i]};
-  using Gradient = GradientTile<acc_t, kRows>;
+  using Gradient = GradientTile<acc_t, kRows, kFactored>;
   const Gradient gradient{logits, plan, columns, sums, factors, tile, sigma};
   if (repaired)
     gradient.run(typename Gradient::Repaired(), row, out, staging, row0, valid, dscale);

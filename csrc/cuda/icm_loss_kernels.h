@@ -58,10 +58,11 @@ __device__ void forward_of_invalid(const Forward<acc_t>& f, const ForwardRun& ru
 }
 
 // The gradient for an incoming gradient of 1, from the tile that the sums left in shared memory.
-template <typename acc_t, int kRows, typename Group>
+template <typename Group, typename acc_t, int kRows, bool kFactored>
 __device__ void gradient_inside(const Forward<acc_t>& f, const ForwardRun& run,
-                                const Tile<acc_t, kRows>& tile, const SharedExtra<acc_t, kRows, Group>& extra,
-                                acc_t sigma, bool repaired, int64_t row0, int valid) {
+                                const Tile<acc_t, kRows, kFactored>& tile,
+                                const SharedExtra<acc_t, kRows, Group>& extra, acc_t sigma, bool repaired,
+                                int64_t row0, int valid) {
   const acc_t g = f.out.reduction == 1 ? acc_t(1) / acc_t(f.logits.rows) : acc_t(1);
   const acc_t g_row = f.out.class_axis ? g : acc_t(0), g_column = f.out.pair_axis ? g : acc_t(0);
   for (int64_t j = threadIdx.x; j < f.labels.count; j += blockDim.x)
@@ -73,19 +74,21 @@ __device__ void gradient_inside(const Forward<acc_t>& f, const ForwardRun& run,
   sync_block();
   const GradientFactors<acc_t> factors{extra.alpha - row0, extra.own_loss - row0, extra.beta,
                                        acc_t(1),           f.out.class_axis,      f.out.pair_axis};
-  gradient_of_tile<acc_t, kRows>(f.logits, f.plan, f.labels.count, f.rows, f.columns, factors, tile, sigma,
-                                 repaired, run.gradient, extra.staging, row0, valid, nullptr);
+  gradient_of_tile(f.logits, f.plan, f.labels.count, f.rows, f.columns, factors, tile, sigma, repaired,
+                   run.gradient, extra.staging, row0, valid, nullptr);
 }
 
 // Loss and statistics, in small batches with the gradient: three barriers of the group, five more for a repair.
-template <typename acc_t, int kRows, typename Group, bool kTileInShared>
+template <typename TileType, typename Group, bool kTileInShared>
 __global__ void __launch_bounds__(kThreads, 1)
-    icm_loss_forward_kernel(Forward<acc_t> arguments, ForwardRun run) {
+    icm_loss_forward_kernel(Forward<typename TileType::acc> arguments, ForwardRun run) {
+  using acc_t = typename TileType::acc;
+  constexpr int kRows = TileType::rows;
   Forward<acc_t> f = arguments;
   const int rank = Group::rank(), size = Group::size(), warps = warp_count();
   Arena arena(shared_memory());
   const int64_t slots = most_slots(f.labels.count, f.logits.classes);
-  const int64_t tile_size = Tile<acc_t, kRows>::size(slots);
+  const int64_t tile_size = TileType::size(slots);
   const Shared<acc_t, kRows> shared(arena, kTileInShared ? tile_size : 0, warps, run.workers);
   const SharedExtra<acc_t, kRows, Group> extra(arena, run, f.labels.count, f.logits.classes, warps);
   if (run.plans_inside) {
@@ -94,11 +97,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       f.plan.columns = extra.plan.columns;
       f.plan.present = extra.plan.present;
     }
-    plan_columns(f.labels, f.logits.classes, f.plan, extra.slot_of, shared.counters);
+    plan_columns(f.labels, f.logits.classes, f.plan, TileType::factored, extra.slot_of, shared.counters);
   }
   if (f.plan.header[kIsInvalid] != 0) return forward_of_invalid(f, run);
   acc_t* tile_values = kTileInShared ? shared.tile : f.scratch.tiles + rank * tile_size;
-  const Tile<acc_t, kRows> tile{tile_values, f.plan.header[kUsedClasses]};
+  const TileType tile{tile_values, f.plan.header[kUsedClasses]};
   const Scale<acc_t> scale(f.logits.scale);
   const Share share{rank, run.workers, run.tiles};
   const int64_t padded = column_blocks(f.labels.count) * kWarp;
@@ -133,9 +136,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   repaired = any_in_block(repaired);
   if (repaired) {
     sums[0] = sums[1] = 0;
-    repair<acc_t, kRows, Group>(f, share, slice, scale, tile, shared,
-                                rank < run.workers ? partial_of(rank) : nullptr, shared.counters, partial_of,
-                                sums);
+    repair<Group>(f, share, slice, scale, tile, shared, rank < run.workers ? partial_of(rank) : nullptr,
+                  shared.counters, partial_of, sums);
     block_sum(sums, shared.sum_scratch);
     if (threadIdx.x == 0)
       for (int k = 0; k < 2; ++k) f.scratch.block_sums[2 * rank + k] = sums[k];
@@ -143,15 +145,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   if (rank == 0) write_loss(f.out, f.scratch.block_sums, size, f.logits.rows);
   if (run.with_gradient && rank < run.workers)
-    gradient_inside(f, run, tile, extra, scale.sigma, repaired, rank * int64_t(kRows),
-                    valid_rows<acc_t, kRows>(f.logits, rank));
+    gradient_inside<Group>(f, run, tile, extra, scale.sigma, repaired, rank * int64_t(kRows),
+                           valid_rows<acc_t, kRows>(f.logits, rank));
 }
 
 // Columns and used classes of a large batch. One block.
 template <typename acc_t>
 __global__ void __launch_bounds__(1024)
-    icm_loss_plan_kernel(MixedLabels labels, int64_t classes, Plan<acc_t> plan, int32_t* slot_of) {
-  plan_columns(labels, classes, plan, slot_of, static_cast<int32_t*>(shared_memory()));
+    icm_loss_plan_kernel(MixedLabels labels, int64_t classes, Plan<acc_t> plan, bool factored,
+                         int32_t* slot_of) {
+  plan_columns(labels, classes, plan, factored, slot_of, static_cast<int32_t*>(shared_memory()));
 }
 
 template <typename acc_t>
@@ -161,6 +164,7 @@ struct Backward {
   Plan<acc_t> plan;
   RowSums<acc_t> rows;
   LogSum<acc_t> sums;
+  FloatVector lam;  // of which a factored tile needs the only one
   FloatVector grad_row, grad_column;
   bool class_axis, pair_axis;
   double grad_factor;  // 1 / rows for a mean
@@ -214,8 +218,10 @@ __global__ void __launch_bounds__(1024) icm_loss_factors_kernel(Backward<acc_t> 
 }
 
 // The gradient of tiles blockIdx.x, + gridDim.x, ...
-template <typename acc_t, int kRows, bool kTileInShared>
-__global__ void __launch_bounds__(kThreads, 1) icm_loss_gradient_kernel(Backward<acc_t> b) {
+template <typename TileType, bool kTileInShared>
+__global__ void __launch_bounds__(kThreads, 1) icm_loss_gradient_kernel(Backward<typename TileType::acc> b) {
+  using acc_t = typename TileType::acc;
+  constexpr int kRows = TileType::rows;
   if (b.plan.header[kIsInvalid] != 0) {
     const int64_t count = b.logits.rows * b.logits.classes;
     for (int64_t k = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; k < count;
@@ -225,11 +231,11 @@ __global__ void __launch_bounds__(kThreads, 1) icm_loss_gradient_kernel(Backward
     return;
   }
   Arena arena(shared_memory());
-  const int64_t tile_size = Tile<acc_t, kRows>::size(most_slots(b.columns, b.logits.classes));
+  const int64_t tile_size = TileType::size(most_slots(b.columns, b.logits.classes));
   const Shared<acc_t, kRows> shared(arena, kTileInShared ? tile_size : 0, warp_count(), 0);
   acc_t* staging = arena.take<acc_t>(staging_size(warp_count(), kRows));
-  const Tile<acc_t, kRows> tile{kTileInShared ? shared.tile : b.tiles + blockIdx.x * tile_size,
-                                b.plan.header[kUsedClasses]};
+  const TileType tile{kTileInShared ? shared.tile : b.tiles + blockIdx.x * tile_size,
+                      b.plan.header[kUsedClasses]};
   const Scale<acc_t> scale(b.logits.scale);
   const acc_t unit = *b.unit;
   const GradientFactors<acc_t> factors{b.alpha,      b.own_loss, b.beta, scale.value * unit,
@@ -246,10 +252,10 @@ __global__ void __launch_bounds__(kThreads, 1) icm_loss_gradient_kernel(Backward
         shared.offset[threadIdx.x] = int(threadIdx.x) < valid ? b.rows.offset[row0 + threadIdx.x] : acc_t(0);
       sync_block();
       shift_tile(tile, shared.offset, scale.sigma);
+      if constexpr (TileType::factored) factor_tile(tile, b.lam.template at<acc_t>(0));
     }
-    gradient_of_tile<acc_t, kRows>(b.logits, b.plan, b.columns, b.rows, b.sums, factors, tile, scale.sigma,
-                                   repaired, b.out, staging, row0, valid,
-                                   b.gradient_of_scale ? &sums[0] : nullptr);
+    gradient_of_tile(b.logits, b.plan, b.columns, b.rows, b.sums, factors, tile, scale.sigma, repaired, b.out,
+                     staging, row0, valid, b.gradient_of_scale ? &sums[0] : nullptr);
     sync_block();
   }
   block_sum(sums, shared.sum_scratch);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
 #include "icm_loss_kernels.h"
 #include "runtime.h"
@@ -14,56 +15,98 @@ inline constexpr int64_t kMostClassesInside = 4096;
 // Blocks of a portable cluster.
 inline constexpr int kClusterBlocks = 8;
 
-// How a pass is divided: rows in a tile, whether a tile fits in shared memory, whether the blocks are one cluster.
+// Columns from which the exponentials of a batch with one lam are factored: below, they are not what takes the time.
+inline constexpr int64_t kLeastFactored = 1025;
+
+// How a pass is divided: rows in a tile, whether the tile fits in shared memory, whether the blocks are one cluster,
+// whether the tile holds factors.
 struct Division {
   int rows;
-  bool in_shared;
-  bool is_cluster;
+  bool in_shared, is_cluster, factored;
 };
 
-// Calls body with the types of a division; a list of those that are compiled.
+template <typename TileType, bool kInShared>
+struct TileChoice {
+  using Tile = TileType;
+  static constexpr bool in_shared = kInShared;
+};
+
+// Calls body with the types of a division; the list of those that are compiled.
 template <typename acc_t, typename Body>
 void with_tile(const Division& division, const Body& body) {
   if constexpr (sizeof(acc_t) == 4) {
-    if (division.rows == 32) return body(std::integral_constant<int, 32>(), std::true_type());
+    if (division.factored && division.rows == 32) return body(TileChoice<Tile<acc_t, 32, true>, true>());
+    if (division.factored) return body(TileChoice<Tile<acc_t, 16, true>, true>());
+    if (division.rows == 32) return body(TileChoice<Tile<acc_t, 32>, true>());
   }
-  if (division.rows == 8) return body(std::integral_constant<int, 8>(), std::true_type());
-  if (division.in_shared) return body(std::integral_constant<int, 2>(), std::true_type());
-  return body(std::integral_constant<int, 2>(), std::false_type());
+  if (division.rows == 8) return body(TileChoice<Tile<acc_t, 8>, true>());
+  if (division.in_shared) return body(TileChoice<Tile<acc_t, 2>, true>());
+  return body(TileChoice<Tile<acc_t, 2>, false>());
 }
 
-template <typename acc_t, int kRows, typename Group, bool kTileInShared>
+template <typename Choice, typename Group>
 size_t forward_shared_bytes(const ForwardRun& run, int64_t columns, int64_t classes) {
+  using TileType = typename Choice::Tile;
+  using acc_t = typename TileType::acc;
   Arena arena(nullptr);
-  const int64_t tile_size = Tile<acc_t, kRows>::size(most_slots(columns, classes));
-  Shared<acc_t, kRows>(arena, kTileInShared ? tile_size : 0, kThreads / kWarp, run.workers);
-  SharedExtra<acc_t, kRows, Group>(arena, run, columns, classes, kThreads / kWarp);
+  const int64_t tile_size = Choice::in_shared ? TileType::size(most_slots(columns, classes)) : 0;
+  Shared<acc_t, TileType::rows>(arena, tile_size, kThreads / kWarp, run.workers);
+  SharedExtra<acc_t, TileType::rows, Group>(arena, run, columns, classes, kThreads / kWarp);
   return arena.bytes();
 }
 
-template <typename acc_t, int kRows, bool kTileInShared>
+template <typename Choice>
 size_t gradient_shared_bytes(int64_t columns, int64_t classes) {
+  using TileType = typename Choice::Tile;
+  using acc_t = typename TileType::acc;
   Arena arena(nullptr);
-  const int64_t tile_size = Tile<acc_t, kRows>::size(most_slots(columns, classes));
-  Shared<acc_t, kRows>(arena, kTileInShared ? tile_size : 0, kThreads / kWarp, 0);
-  arena.take<acc_t>(staging_size(kThreads / kWarp, kRows));
+  const int64_t tile_size = Choice::in_shared ? TileType::size(most_slots(columns, classes)) : 0;
+  Shared<acc_t, TileType::rows>(arena, tile_size, kThreads / kWarp, 0);
+  arena.take<acc_t>(staging_size(kThreads / kWarp, TileType::rows));
   return arena.bytes();
 }
 
-// Rows in a tile: as many as keep all multiprocessors busy, fewer where shared memory is short. `bytes(division)` is
-// the shared memory that a division needs.
+// What a tile costs, in units of a row of 32 that are worked on at once. Estimates, no GPU has been asked: fewer rows
+// make a lane's neighbours take other classes, whose words share banks.
+struct TileCost {
+  Division division;
+  double per_row, fixed;
+};
+inline constexpr TileCost kTileCosts[] = {
+    {{32, true, false, false}, 1.0, 6.0}, {{8, true, false, false}, 1.6, 6.0},
+    {{2, true, false, false}, 2.5, 6.0},  {{32, true, false, true}, 0.7, 7.0},
+    {{16, true, false, true}, 0.9, 7.0},
+};
+
+// What both passes must agree on: the plan of a factored division is of another form.
+template <typename acc_t>
+bool is_factored(int64_t columns, int64_t classes, bool one_lam, const DeviceLimits& limits) {
+  if (sizeof(acc_t) == 8 || !one_lam || columns < kLeastFactored) return false;
+  using Smallest = TileChoice<Tile<acc_t, 16, true>, true>;
+  ForwardRun run{};
+  run.workers = limits.multiprocessors;
+  return std::max(forward_shared_bytes<Smallest, GridGroup>(run, columns, classes),
+                  gradient_shared_bytes<Smallest>(columns, classes)) <= size_t(limits.shared_bytes);
+}
+
+// The division that is done first, of those that fit. `bytes(division)` is the shared memory that one needs.
 template <typename acc_t, typename Bytes>
-Division divide(int64_t rows, const DeviceLimits& limits, const Bytes& bytes) {
-  Division smallest{2, true, false};
-  for (const int tile_rows : {32, 8, 2}) {
-    if (sizeof(acc_t) == 8 && tile_rows == 32) continue;
-    const Division division{tile_rows, true, false};
-    if (bytes(division) > size_t(limits.shared_bytes)) continue;
-    smallest = division;
-    if (4 * ((rows + tile_rows - 1) / tile_rows) >= 3 * int64_t(limits.multiprocessors)) return division;
+Division divide(int64_t rows, bool factored, const DeviceLimits& limits, const Bytes& bytes) {
+  Division best{2, false, false, false};
+  double least = std::numeric_limits<double>::infinity();
+  for (const TileCost& cost : kTileCosts) {
+    const int tile_rows = cost.division.rows;
+    if (cost.division.factored != factored || (sizeof(acc_t) == 8 && tile_rows == 32)) continue;
+    if (bytes(cost.division) > size_t(limits.shared_bytes)) continue;
+    const int64_t tiles = (rows + tile_rows - 1) / tile_rows,
+                  workers = std::max(1, limits.multiprocessors - 1);
+    const double time = double((tiles + workers - 1) / workers) * (tile_rows * cost.per_row + cost.fixed);
+    if (time < least) {
+      least = time;
+      best = cost.division;
+    }
   }
-  if (bytes(smallest) > size_t(limits.shared_bytes)) smallest.in_shared = false;
-  return smallest;
+  return best;
 }
 
 struct ForwardChoice {
@@ -76,18 +119,17 @@ struct ForwardChoice {
 template <typename acc_t>
 size_t shared_bytes_of(const Division& division, const ForwardRun& run, int64_t columns, int64_t classes) {
   size_t bytes = 0;
-  with_tile<acc_t>(division, [&](auto tile_rows, auto in_shared) {
-    constexpr int kRows = decltype(tile_rows)::value;
-    constexpr bool kInShared = decltype(in_shared)::value;
-    bytes = division.is_cluster
-                ? forward_shared_bytes<acc_t, kRows, ClusterGroup, kInShared>(run, columns, classes)
-                : forward_shared_bytes<acc_t, kRows, GridGroup, kInShared>(run, columns, classes);
+  with_tile<acc_t>(division, [&](auto tile) {
+    using Choice = decltype(tile);
+    bytes = division.is_cluster ? forward_shared_bytes<Choice, ClusterGroup>(run, columns, classes)
+                                : forward_shared_bytes<Choice, GridGroup>(run, columns, classes);
   });
   return bytes;
 }
 
 template <typename acc_t>
-ForwardChoice choose_forward(int64_t rows, int64_t columns, int64_t classes, const DeviceLimits& limits) {
+ForwardChoice choose_forward(int64_t rows, int64_t columns, int64_t classes, bool one_lam,
+                             const DeviceLimits& limits) {
   ForwardChoice choice{};
   choice.run.plans_inside = columns <= kMostPlannedInside && classes <= kMostClassesInside;
   const auto bytes_of = [&](const Division& division) {
@@ -100,13 +142,13 @@ ForwardChoice choose_forward(int64_t rows, int64_t columns, int64_t classes, con
     choice.shared_bytes = bytes_of(division);
   };
   if constexpr (sizeof(acc_t) == 4) {
-    settle({32, true, true});
+    settle({32, true, true, false});
     if (limits.has_clusters && choice.run.plans_inside && choice.blocks() <= kClusterBlocks &&
         choice.run.workers == choice.run.tiles && choice.shared_bytes <= size_t(limits.shared_bytes))
       return choice;
   }
   choice.run.workers = limits.multiprocessors;  // at most; a part of the shared memory grows with it
-  settle(divide<acc_t>(rows, limits, bytes_of));
+  settle(divide<acc_t>(rows, is_factored<acc_t>(columns, classes, one_lam, limits), limits, bytes_of));
   return choice;
 }
 
@@ -129,53 +171,51 @@ template <typename acc_t>
 void launch_forward(const DeviceScope& device, const Forward<acc_t>& f, const ForwardChoice& choice) {
   if (!choice.run.plans_inside)
     device.launch({1, 1024, kPrefixScratch * sizeof(int32_t)}, icm_loss_plan_kernel<acc_t>, f.labels,
-                  f.logits.classes, f.plan, f.scratch.slot_of);
+                  f.logits.classes, f.plan, choice.division.factored, f.scratch.slot_of);
   Launch how{choice.blocks(), kThreads, choice.shared_bytes};
   if constexpr (sizeof(acc_t) == 4) {
     if (choice.division.is_cluster) {
       how.cluster = choice.blocks();
-      device.launch(how, icm_loss_forward_kernel<acc_t, 32, ClusterGroup, true>, f, choice.run);
+      device.launch(how, icm_loss_forward_kernel<Tile<acc_t, 32>, ClusterGroup, true>, f, choice.run);
       return;
     }
   }
   how.cooperative = true;
-  with_tile<acc_t>(choice.division, [&](auto tile_rows, auto in_shared) {
-    device.launch(
-        how,
-        icm_loss_forward_kernel<acc_t, decltype(tile_rows)::value, GridGroup, decltype(in_shared)::value>, f,
-        choice.run);
+  with_tile<acc_t>(choice.division, [&](auto tile) {
+    using Choice = decltype(tile);
+    device.launch(how, icm_loss_forward_kernel<typename Choice::Tile, GridGroup, Choice::in_shared>, f,
+                  choice.run);
   });
 }
 
-template <typename acc_t>
 struct BackwardChoice {
   Division division;
   size_t shared_bytes;
   int blocks;
-
-  BackwardChoice(int64_t rows, int64_t columns, int64_t classes, const DeviceLimits& limits) {
-    const auto bytes_of = [&](const Division& d) {
-      size_t bytes = 0;
-      with_tile<acc_t>(d, [&](auto tile_rows, auto in_shared) {
-        bytes = gradient_shared_bytes<acc_t, decltype(tile_rows)::value, decltype(in_shared)::value>(columns,
-                                                                                                     classes);
-      });
-      return bytes;
-    };
-    division = divide<acc_t>(rows, limits, bytes_of);
-    shared_bytes = bytes_of(division);
-    const int64_t tiles = (rows + division.rows - 1) / division.rows;
-    blocks = int(std::min<int64_t>(tiles, limits.multiprocessors));
-  }
 };
 
 template <typename acc_t>
-void launch_backward(const DeviceScope& device, const Backward<acc_t>& b,
-                     const BackwardChoice<acc_t>& choice) {
+BackwardChoice choose_backward(int64_t rows, int64_t columns, int64_t classes, bool one_lam,
+                               const DeviceLimits& limits) {
+  const auto bytes_of = [&](const Division& division) {
+    size_t bytes = 0;
+    with_tile<acc_t>(division,
+                     [&](auto tile) { bytes = gradient_shared_bytes<decltype(tile)>(columns, classes); });
+    return bytes;
+  };
+  const Division division =
+      divide<acc_t>(rows, is_factored<acc_t>(columns, classes, one_lam, limits), limits, bytes_of);
+  const int64_t tiles = (rows + division.rows - 1) / division.rows;
+  return {division, bytes_of(division), int(std::min<int64_t>(tiles, limits.multiprocessors))};
+}
+
+template <typename acc_t>
+void launch_backward(const DeviceScope& device, const Backward<acc_t>& b, const BackwardChoice& choice) {
   device.launch({1, 1024, 33 * sizeof(acc_t)}, icm_loss_factors_kernel<acc_t>, b);
-  with_tile<acc_t>(choice.division, [&](auto tile_rows, auto in_shared) {
+  with_tile<acc_t>(choice.division, [&](auto tile) {
+    using Choice = decltype(tile);
     device.launch({choice.blocks, kThreads, choice.shared_bytes},
-                  icm_loss_gradient_kernel<acc_t, decltype(tile_rows)::value, decltype(in_shared)::value>, b);
+                  icm_loss_gradient_kernel<typename Choice::Tile, Choice::in_shared>, b);
   });
   if (b.gradient_of_scale)
     device.launch({1, kWarp}, icm_loss_dscale_kernel<acc_t>, static_cast<const double*>(b.block_sums),

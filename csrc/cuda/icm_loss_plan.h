@@ -39,10 +39,11 @@ __device__ __forceinline__ void clear(int32_t* begin, const int32_t* end) {
   for (int32_t* word = begin + threadIdx.x; word < end; word += blockDim.x) *word = 0;
 }
 
-// Fills columns, present and the header. `slot_of`: a word for each class. False when the target is invalid.
+// Fills columns, present and the header. `slot_of`: a word for each class. `factored`: slot_b of a pure class names it
+// once more, because both of its factors make the exponential.
 template <typename acc_t>
-__device__ bool plan_columns(const MixedLabels& labels, int64_t classes, const Plan<acc_t>& plan,
-                             int32_t* slot_of, int32_t* scratch) {
+__device__ void plan_columns(const MixedLabels& labels, int64_t classes, const Plan<acc_t>& plan,
+                             bool factored, int32_t* slot_of, int32_t* scratch) {
   const int64_t count = labels.count, threads = blockDim.x, self = threadIdx.x;
   for (int64_t c = self; c < classes; c += threads) slot_of[c] = 0;
   sync_block();
@@ -70,12 +71,16 @@ __device__ bool plan_columns(const MixedLabels& labels, int64_t classes, const P
   sync_block();
   for (int64_t j = self; j < column_blocks(count) * kWarp; j += threads) {
     if (j >= count) {
-      plan.columns[j] = {used + kPaddingSlot, used + kZeroSlot, acc_t(1), acc_t(0)};
+      plan.columns[j] = {used + kPaddingSlot, used + (factored ? kPaddingSlot : kZeroSlot), acc_t(1),
+                         acc_t(0)};
       continue;
     }
     Column<acc_t>& column = plan.columns[j];
     column.slot_a = slot_of[column.slot_a];
-    column.slot_b = column.w_b == acc_t(0) ? used + kZeroSlot : slot_of[column.slot_b];
+    if (column.w_b != acc_t(0))
+      column.slot_b = slot_of[column.slot_b];
+    else
+      column.slot_b = factored ? column.slot_a : used + kZeroSlot;
   }
   clear(plan.header + kUsedClasses + 1, plan.header + kHeaderWords);
   clear(plan.present + used, plan.present + (most_slots(count, classes) + 3) / 4 * 4);  // take() rounds up
@@ -84,7 +89,6 @@ __device__ bool plan_columns(const MixedLabels& labels, int64_t classes, const P
     plan.header[kUsedClasses] = used;
   }
   sync_block();
-  return !invalid;
 }
 
 // Sorts the columns' classes: a counting sort, stable because each warp counts and places a range of its own, in

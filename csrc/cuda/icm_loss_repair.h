@@ -45,8 +45,8 @@ __device__ acc_t median_offset(const acc_t* offsets, int64_t count, int32_t* his
 
 // Visits this warp's columns: visit(column index, x, y, step), then reduces over rows with `combine` what it returned
 // and gives (column of this lane, result) to `finish`.
-template <typename acc_t, int kRows, typename Visit, typename Combine, typename Finish>
-__device__ void visit_distances(const Forward<acc_t>& f, const Tile<acc_t, kRows>& tile, acc_t m,
+template <typename acc_t, int kRows, bool kFactored, typename Visit, typename Combine, typename Finish>
+__device__ void visit_distances(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFactored>& tile, acc_t m,
                                 acc_t common, Visit visit, Combine combine, Finish finish) {
   const int row = lane_row<kRows>(), side = lane_side<kRows>();
   for_each_block(f.labels.count, [&](int64_t j0) {
@@ -63,8 +63,8 @@ __device__ void visit_distances(const Forward<acc_t>& f, const Tile<acc_t, kRows
 }
 
 // Maxima of one tile's rows and of the columns over the worker's tiles so far.
-template <typename acc_t, int kRows>
-__device__ void maxima_of_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows>& tile,
+template <typename acc_t, int kRows, bool kFactored>
+__device__ void maxima_of_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFactored>& tile,
                                const Shared<acc_t, kRows>& shared, int64_t row0, int valid, acc_t common,
                                bool first, acc_t* partial) {
   const int row = lane_row<kRows>();
@@ -82,8 +82,8 @@ __device__ void maxima_of_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows>
   if (int(threadIdx.x) < valid) f.rows.shift[row0 + threadIdx.x] = shared.row[threadIdx.x];
 }
 
-template <typename acc_t, int kRows>
-__device__ void shifted_sums_of_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows>& tile,
+template <typename acc_t, int kRows, bool kFactored>
+__device__ void shifted_sums_of_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFactored>& tile,
                                      const Shared<acc_t, kRows>& shared, int64_t row0, int valid,
                                      acc_t common, acc_t sigma, bool first, acc_t* partial) {
   const int row = lane_row<kRows>();
@@ -112,9 +112,9 @@ __device__ void shifted_sums_of_tile(const Forward<acc_t>& f, const Tile<acc_t, 
 
 // All sums again, relative to exact maxima, whatever the range of the logits. Leaves logits in the tile, the sums of
 // this block's terms in `sums`, and no barrier of the group after them.
-template <typename acc_t, int kRows, typename Group, typename PartialOf>
+template <typename Group, typename acc_t, int kRows, bool kFactored, typename PartialOf>
 __device__ void repair(const Forward<acc_t>& f, const Share& share, const Slice& slice,
-                       const Scale<acc_t>& scale, const Tile<acc_t, kRows>& tile,
+                       const Scale<acc_t>& scale, const Tile<acc_t, kRows, kFactored>& tile,
                        const Shared<acc_t, kRows>& shared, acc_t* own, int32_t* histogram,
                        PartialOf partial_of, double (&sums)[2]) {
   const acc_t common = median_offset(f.rows.offset, f.logits.rows, histogram);

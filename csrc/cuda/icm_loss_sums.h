@@ -86,8 +86,8 @@ __device__ void rescale(const Forward<acc_t>& f, const Share& share, int64_t til
 }
 
 // Sums of one tile, which holds T. Writes its rows' statistics; true when a row sum cannot be trusted.
-template <typename acc_t, int kRows>
-__device__ bool sum_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows>& tile,
+template <typename acc_t, int kRows, bool kFactored>
+__device__ bool sum_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFactored>& tile,
                          const Shared<acc_t, kRows>& shared, int64_t row0, int valid, acc_t block_offset,
                          acc_t sigma, bool first, acc_t* partial) {
   const int64_t count = f.labels.count;
@@ -109,16 +109,15 @@ __device__ bool sum_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows>& tile
     f.rows.shift[i] = 0;
     f.rows.sum[i] = sum;
     f.rows.weight[i] = w;  // thread k < kRows is the lane of row k
-    f.scratch.row_score[i] = score(tile, f.plan.columns[f.logits.diagonal + i], int(threadIdx.x));
     untrusted = f.out.class_axis && !sum_is_trusted(sum, double(count));
   }
   return untrusted;
 }
 
 // Sums of all tiles of a worker; the last one stays in shared memory. True when a row sum cannot be trusted.
-template <typename acc_t, int kRows>
+template <typename acc_t, int kRows, bool kFactored>
 __device__ bool sum_tiles(const Forward<acc_t>& f, const Share& share, const Scale<acc_t>& scale,
-                          const Tile<acc_t, kRows>& tile, const Shared<acc_t, kRows>& shared,
+                          const Tile<acc_t, kRows, kFactored>& tile, const Shared<acc_t, kRows>& shared,
                           acc_t* partial) {
   bool untrusted = false;
   acc_t offset = 0;
@@ -127,6 +126,11 @@ __device__ bool sum_tiles(const Forward<acc_t>& f, const Share& share, const Sca
     const int valid = valid_rows<acc_t, kRows>(f.logits, t);
     load_tile(f.logits, scale.sign, f.plan.present, row0, valid, tile, shared.part_max, shared.offset);
     shift_tile(tile, shared.offset, scale.sigma);
+    if (int(threadIdx.x) < valid) {
+      const int64_t i = row0 + threadIdx.x;
+      f.scratch.row_score[i] = score_of_own(tile, f.plan.columns[f.logits.diagonal + i], int(threadIdx.x));
+    }
+    if constexpr (kFactored) factor_tile(tile, acc_t(f.labels.lam(0)));
     const acc_t tile_offset = largest_of(shared.offset, valid);
     const bool first = t == share.worker;
     if (first) offset = tile_offset;

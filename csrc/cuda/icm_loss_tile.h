@@ -9,19 +9,31 @@
 
 namespace icm {
 
-template <typename acc_t, int kRows>
+// With one lam for the batch (kFactored) a tile holds exponentials instead of T, one for each role of a class:
+// e_ij = 2^(lam T[i,a_j]) * 2^((1 - lam) T[i,b_j]), so that a column costs a product and no exponential. If e is not
+// tiny neither factor is: both are at most 1.
+template <typename acc_t, int kRows, bool kFactored = false>
 struct Tile {
   // An odd distance between slots: both lanes = classes (when a row is loaded) and lanes = rows are free of conflicts.
   // Two rows are a pair, packed: an odd distance would cost half as much memory again.
   static constexpr int stride = kRows <= 2 ? kRows : kRows + 1;
   static constexpr int sides = kWarp / kRows;
+  static constexpr int rows = kRows;
+  static constexpr bool factored = kFactored;
+  using acc = acc_t;
 
   acc_t* values;
   int32_t used;
 
-  static ICM_HOST_DEVICE int64_t size(int64_t slots) { return (slots + kExtraSlots) * stride; }
+  static ICM_HOST_DEVICE int64_t size(int64_t slots) {
+    return (kFactored ? 2 : 1) * (slots + kExtraSlots) * stride;
+  }
   __device__ __forceinline__ acc_t& at(int32_t slot, int row) const {
     return values[int64_t(slot) * stride + row];
+  }
+  // The factor of a class in role b.
+  __device__ __forceinline__ acc_t& partner_at(int32_t slot, int row) const {
+    return at(used + kExtraSlots + slot, row);
   }
 };
 
@@ -47,9 +59,25 @@ struct Fma {
 };
 
 // x of one column for one row, eq. 3.
-template <typename acc_t, int kRows>
-__device__ __forceinline__ acc_t score(const Tile<acc_t, kRows>& tile, const Column<acc_t>& column, int row) {
+template <typename acc_t, int kRows, bool kFactored>
+__device__ __forceinline__ acc_t score(const Tile<acc_t, kRows, kFactored>& tile, const Column<acc_t>& column,
+                                       int row) {
   return mixed_score(column.w_a, tile.at(column.slot_a, row), column.w_b, tile.at(column.slot_b, row), Fma());
+}
+
+// The same where slot_b of a pure class may name that class once more.
+template <typename acc_t, int kRows, bool kFactored>
+__device__ __forceinline__ acc_t score_of_own(const Tile<acc_t, kRows, kFactored>& tile,
+                                              const Column<acc_t>& column, int row) {
+  return column.w_b == acc_t(0) ? tile.at(column.slot_a, row) : score(tile, column, row);
+}
+
+// 2^x of one column for one row.
+template <typename acc_t, int kRows, bool kFactored>
+__device__ __forceinline__ acc_t exponential(const Tile<acc_t, kRows, kFactored>& tile,
+                                             const Column<acc_t>& column, int row) {
+  if constexpr (kFactored) return tile.at(column.slot_a, row) * tile.partner_at(column.slot_b, row);
+  return exp2_flushed(score(tile, column, row));
 }
 
 // For a repaired batch, whose tile holds logits: S - m, kept finite for finite S, so that equal masks such as the
@@ -61,11 +89,12 @@ __device__ __forceinline__ acc_t distance(acc_t s, acc_t m) {
   if (!(s > -infinity<acc_t>() && s < infinity<acc_t>())) return t;
   return t > most ? most : t < -most ? -most : t;
 }
-template <typename acc_t, int kRows>
-__device__ __forceinline__ acc_t distance_score(const Tile<acc_t, kRows>& tile, const Column<acc_t>& column,
-                                                int row, acc_t m) {
-  return mixed_score(column.w_a, distance(tile.at(column.slot_a, row), m), column.w_b,
-                     distance(tile.at(column.slot_b, row), m), Fma());
+template <typename acc_t, int kRows, bool kFactored>
+__device__ __forceinline__ acc_t distance_score(const Tile<acc_t, kRows, kFactored>& tile,
+                                                const Column<acc_t>& column, int row, acc_t m) {
+  const acc_t a = distance(tile.at(column.slot_a, row), m);
+  if (column.w_b == acc_t(0)) return a;
+  return mixed_score(column.w_a, a, column.w_b, distance(tile.at(column.slot_b, row), m), Fma());
 }
 
 // Combines v[k] over the rows' lanes, for every k: lane row k of each side gets the result of v[k].
@@ -103,9 +132,9 @@ __device__ __forceinline__ acc_t combine_sides(acc_t value, Combine combine) {
   return value;
 }
 
-template <typename acc_t, typename scalar_t, int kRows>
+template <typename acc_t, typename scalar_t, int kRows, bool kFactored>
 __device__ void load_rows_as(const Logits& logits, acc_t sign, const int32_t* present, int64_t row0,
-                             int valid, const Tile<acc_t, kRows>& tile, acc_t* part_max) {
+                             int valid, const Tile<acc_t, kRows, kFactored>& tile, acc_t* part_max) {
   constexpr int kBatch = 8;  // loads in flight
   const scalar_t* values = static_cast<const scalar_t*>(logits.values);
   const int parts = warp_count() > kRows ? warp_count() / kRows : 1, lane = lane_index();
@@ -145,21 +174,21 @@ ICM_HOST_DEVICE int load_scratch(int warps, int rows) { return warps > rows ? wa
 // Fills a tile with sign * logits; rows beyond `valid` with 0. Then offset[row], if not null, is M_i: the largest
 // finite logit of a used class, or with no finite one -largest, so that -inf still scores -inf and NaN stays NaN.
 // Ends with a barrier.
-template <typename acc_t, int kRows>
+template <typename acc_t, int kRows, bool kFactored>
 __device__ void load_tile(const Logits& logits, acc_t sign, const int32_t* present, int64_t row0, int valid,
-                          const Tile<acc_t, kRows>& tile, acc_t* part_max, acc_t* offset) {
+                          const Tile<acc_t, kRows, kFactored>& tile, acc_t* part_max, acc_t* offset) {
   if constexpr (sizeof(acc_t) == 8) {
-    load_rows_as<acc_t, double, kRows>(logits, sign, present, row0, valid, tile, part_max);
+    load_rows_as<acc_t, double>(logits, sign, present, row0, valid, tile, part_max);
   } else {
     switch (logits.type) {
       case LogitType::kBFloat16:
-        load_rows_as<acc_t, bfloat16, kRows>(logits, sign, present, row0, valid, tile, part_max);
+        load_rows_as<acc_t, bfloat16>(logits, sign, present, row0, valid, tile, part_max);
         break;
       case LogitType::kFloat16:
-        load_rows_as<acc_t, float16, kRows>(logits, sign, present, row0, valid, tile, part_max);
+        load_rows_as<acc_t, float16>(logits, sign, present, row0, valid, tile, part_max);
         break;
       default:
-        load_rows_as<acc_t, float, kRows>(logits, sign, present, row0, valid, tile, part_max);
+        load_rows_as<acc_t, float>(logits, sign, present, row0, valid, tile, part_max);
     }
   }
   for (int k = threadIdx.x; k < kExtraSlots * kRows; k += blockDim.x)
@@ -177,8 +206,8 @@ __device__ void load_tile(const Logits& logits, acc_t sign, const int32_t* prese
 }
 
 // T = (S - M) * sigma in place: subtract first (icm_math.h). Ends with a barrier.
-template <typename acc_t, int kRows>
-__device__ void shift_tile(const Tile<acc_t, kRows>& tile, const acc_t* offset, acc_t sigma) {
+template <typename acc_t, int kRows, bool kFactored>
+__device__ void shift_tile(const Tile<acc_t, kRows, kFactored>& tile, const acc_t* offset, acc_t sigma) {
   const int row = threadIdx.x % kRows;
   const acc_t m = offset[row];
   for (int32_t slot = int32_t(threadIdx.x) / kRows; slot < tile.used; slot += blockDim.x / kRows)
@@ -186,16 +215,32 @@ __device__ void shift_tile(const Tile<acc_t, kRows>& tile, const acc_t* offset, 
   sync_block();
 }
 
+// From T to both factors, in place. A factor of weight 0 is 1, whatever T is. Ends with a barrier.
+template <typename acc_t, int kRows, bool kFactored>
+__device__ void factor_tile(const Tile<acc_t, kRows, kFactored>& tile, acc_t lam) {
+  if constexpr (!kFactored) return;
+  sync_block();
+  const int row = threadIdx.x % kRows;
+  const acc_t rest = partner_weight(lam);
+  for (int32_t slot = int32_t(threadIdx.x) / kRows; slot < tile.used + kExtraSlots;
+       slot += blockDim.x / kRows) {
+    const acc_t t = tile.at(slot, row);
+    tile.at(slot, row) = lam == 0 ? acc_t(1) : exp2_flushed(lam * t);
+    tile.partner_at(slot, row) = rest == 0 ? acc_t(1) : exp2_flushed(rest * t);
+  }
+  sync_block();
+}
+
 // Exponentials of a block of 32 columns: returns their sum for this lane's row and side; *column_sum is that of
 // lane_column() over the tile's rows, weighted by w (this lane's row).
-template <typename acc_t, int kRows>
-__device__ __forceinline__ acc_t sum_block(const Tile<acc_t, kRows>& tile, const Column<acc_t>* columns,
-                                           acc_t w, acc_t* column_sum) {
+template <typename acc_t, int kRows, bool kFactored>
+__device__ __forceinline__ acc_t sum_block(const Tile<acc_t, kRows, kFactored>& tile,
+                                           const Column<acc_t>* columns, acc_t w, acc_t* column_sum) {
   const int row = lane_row<kRows>(), side = lane_side<kRows>();
   acc_t weighted[kRows], row_sum = 0;
 #pragma unroll
   for (int step = 0; step < kRows; ++step) {
-    const acc_t e = exp2_flushed(score(tile, columns[step * tile.sides + side], row));
+    const acc_t e = exponential(tile, columns[step * tile.sides + side], row);
     row_sum += e;
     weighted[step] = w * e;
   }

@@ -4,71 +4,115 @@
 
 #include <bit>
 
+#include "../icm_math.h"
 #include "scalar_types.h"
 
 namespace icm {
 
 inline constexpr int kPackBytes = 16;
 
-template <typename T, int kSize>
-struct alignas(sizeof(T) * kSize) Pack {
-  T v[kSize];
-};
-
 template <int kBytes>
-struct WordOf;
+struct UnsignedOf;
 template <>
-struct WordOf<2> {
+struct UnsignedOf<1> {
+  using type = unsigned char;
+};
+template <>
+struct UnsignedOf<2> {
   using type = unsigned short;
 };
 template <>
-struct WordOf<4> {
+struct UnsignedOf<4> {
   using type = unsigned;
 };
 template <>
-struct WordOf<8> {
+struct UnsignedOf<8> {
   using type = uint2;
 };
 template <>
-struct WordOf<16> {
+struct UnsignedOf<16> {
   using type = uint4;
 };
-template <typename T, int kSize>
-using Word = typename WordOf<int(sizeof(T)) * kSize>::type;
 
-// Whether packs are aligned where one of them is at `p` (elements before it count too).
+// Kept as words: of elements in registers of their own, 16-bit ones would take twice the registers, bytes four times.
+template <typename T, int kSize>
+struct Pack {
+  static constexpr int kBytes = int(sizeof(T)) * kSize;
+  using Whole = typename UnsignedOf<kBytes>::type;
+  using Bits = typename UnsignedOf<int(sizeof(T))>::type;
+  uint32_t words[(kBytes + 3) / 4];
+
+  __device__ __forceinline__ T get(int k) const {
+    if constexpr (sizeof(T) == 8) return std::bit_cast<T>(uint2{words[2 * k], words[2 * k + 1]});
+    else if constexpr (sizeof(T) == 4) return std::bit_cast<T>(words[k]);
+    else {
+      constexpr int kEach = 4 / int(sizeof(T));
+      return std::bit_cast<T>(Bits(words[k / kEach] >> (32 / kEach * (k % kEach))));
+    }
+  }
+  __device__ __forceinline__ void set(int k, T value) {
+    if constexpr (sizeof(T) == 8) {
+      const uint2 both = std::bit_cast<uint2>(value);
+      words[2 * k] = both.x;
+      words[2 * k + 1] = both.y;
+    } else if constexpr (sizeof(T) == 4) {
+      words[k] = std::bit_cast<uint32_t>(value);
+    } else {
+      constexpr int kEach = 4 / int(sizeof(T)), kBits = 32 / kEach;
+      const int shift = kBits * (k % kEach);
+      const uint32_t others = words[k / kEach] & ~(((1u << kBits) - 1) << shift);
+      words[k / kEach] = others | uint32_t(std::bit_cast<Bits>(value)) << shift;
+    }
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ T rounded(acc_type<T> x) {
+  T result;
+  from_acc(x, &result);
+  return result;
+}
+
+// Whether packs are aligned where one of them is at `p`.
 template <int kSize, typename T>
 ICM_HOST_DEVICE bool has_aligned_packs(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % (sizeof(T) * kSize) == 0;
 }
 
-// Elements of the pack at p that exist: `count`, at least 1; the others are `missing`.
+// The pack at p, of whose elements `count`, at least 1, exist; the others are `missing`.
 template <int kSize, typename T>
 __device__ __forceinline__ Pack<T, kSize> load_pack(const T* p, int count, bool aligned, T missing = T{},
                                                     int64_t stride = 1) {
-  if (aligned && count == kSize)
-    return std::bit_cast<Pack<T, kSize>>(__ldg(reinterpret_cast<const Word<T, kSize>*>(p)));
-  Pack<T, kSize> pack;
+  using Whole = typename Pack<T, kSize>::Whole;
+  Pack<T, kSize> pack = {};
+  if (aligned && count == kSize) {
+    const Whole whole = __ldg(reinterpret_cast<const Whole*>(p));
+    if constexpr (sizeof(Whole) < 4)
+      pack.words[0] = whole;
+    else
+      pack = std::bit_cast<Pack<T, kSize>>(whole);
+    return pack;
+  }
 #pragma unroll
-  for (int k = 0; k < kSize; ++k) pack.v[k] = k < count ? p[k * stride] : missing;
+  for (int k = 0; k < kSize; ++k) pack.set(k, k < count ? p[k * stride] : missing);
   return pack;
 }
 
-// Written past what the second-level cache should keep: `kStream`.
+// kStream: past what the second-level cache should keep.
 template <bool kStream, typename T, int kSize>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, kSize>& pack, int count, bool aligned) {
+  using Whole = typename Pack<T, kSize>::Whole;
   if (aligned && count == kSize) {
-    const auto word = std::bit_cast<Word<T, kSize>>(pack);
-    auto* const place = reinterpret_cast<Word<T, kSize>*>(p);
+    static_assert(sizeof(Whole) == sizeof(pack), "results are packs of 16 bytes");
     if constexpr (kStream)
-      __stcs(place, word);
+      __stcs(reinterpret_cast<Whole*>(p), std::bit_cast<Whole>(pack));
     else
-      *place = word;
+      *reinterpret_cast<Whole*>(p) = std::bit_cast<Whole>(pack);
     return;
   }
 #pragma unroll
   for (int k = 0; k < kSize; ++k)
-    if (k < count) p[k] = pack.v[k];
+    if (k < count) p[k] = pack.get(k);
 }
 
 }  // namespace icm

@@ -50,7 +50,7 @@ struct Packs {
     base = place.first - shift;
     const int64_t left = place.size - base;
     least = base < 0 ? int(-base) : 0;
-    past = left > t.elements ? t.elements : int(left);
+    past = left > t.elements ? t.elements : left < 0 ? 0 : int(left);
     begin = place.lane * kSize;
     step = t.team * kSize;
   }

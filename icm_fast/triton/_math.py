@@ -16,12 +16,6 @@ _LARGEST_64 = tl.constexpr(1.7976931348623157e308)
 
 
 @triton.jit
-def accumulator(data):
-    """The type of sums of such numbers."""
-    return tl.constexpr(tl.float64 if data.dtype.element_ty == tl.float64 else tl.float32)
-
-
-@triton.jit
 def largest(acc: tl.constexpr):
     """The largest finite number."""
     if acc == tl.float64:

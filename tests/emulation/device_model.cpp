@@ -17,10 +17,13 @@ long long environment(const char* name, long long otherwise) {
   return text == nullptr || *text == 0 ? otherwise : std::atoll(text);
 }
 
+DeviceLimits limits_from_environment() {
+  return {int(environment("ICM_SIMT_MULTIPROCESSORS", 4)),
+          int(environment("ICM_SIMT_SHARED_BYTES", 227 * 1024)), environment("ICM_SIMT_CLUSTERS", 1) != 0};
+}
+
 DeviceLimits& limits() {
-  static DeviceLimits limits{int(environment("ICM_SIMT_MULTIPROCESSORS", 4)),
-                             int(environment("ICM_SIMT_SHARED_BYTES", 227 * 1024)),
-                             environment("ICM_SIMT_CLUSTERS", 1) != 0};
+  static DeviceLimits limits = limits_from_environment();
   return limits;
 }
 
@@ -60,8 +63,13 @@ extern "C" {
 __attribute__((visibility("default"))) void icm_simt_set_seed(uint64_t seed) {
   icm::simt::random_order() = icm::simt::Random(seed);
 }
+// -1: as the environment says.
 __attribute__((visibility("default"))) void icm_simt_set_device(int multiprocessors, int shared_bytes,
                                                                 int has_clusters) {
-  icm::simt::limits() = {multiprocessors, shared_bytes, has_clusters != 0};
+  icm::simt::DeviceLimits limits = icm::simt::limits_from_environment();
+  if (multiprocessors >= 0) limits.multiprocessors = multiprocessors;
+  if (shared_bytes >= 0) limits.shared_bytes = shared_bytes;
+  if (has_clusters >= 0) limits.has_clusters = has_clusters != 0;
+  icm::simt::limits() = limits;
 }
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 import torch
 
@@ -18,17 +19,18 @@ from icm_fast.operators import IMPLEMENTED, OPERATORS
 
 from . import build
 
-LIBRARY = build.operators(build.variant_from_environment())
-
 
 def set_seed(seed: int) -> None:
     """Of the order in which threads go on; each launch continues the sequence."""
     _functions.icm_simt_set_seed(ctypes.c_uint64(seed))
 
 
-def set_device(*, multiprocessors: int, shared_bytes: int = 227 * 1024, has_clusters: bool = True) -> None:
-    """What kernels and their launches find."""
-    _functions.icm_simt_set_device(multiprocessors, shared_bytes, int(has_clusters))
+def set_device(
+    *, multiprocessors: int | None = None, shared_bytes: int | None = None, has_clusters: bool | None = None
+) -> None:
+    """What kernels and their launches find; None: as the environment says."""
+    wanted = (multiprocessors, shared_bytes, has_clusters)
+    _functions.icm_simt_set_device(*(-1 if value is None else int(value) for value in wanted))
 
 
 def launches() -> int:
@@ -37,7 +39,7 @@ def launches() -> int:
     return count
 
 
-def pytest_terminal_summary(terminalreporter) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def pytest_terminal_summary(terminalreporter: Any) -> None:
     seed = os.environ.get("ICM_SIMT_SEED", "0")
     terminalreporter.write_line(f"emulated: {launches()} kernel launches, seed {seed}, {LIBRARY.parent.name} build")
 
@@ -59,6 +61,9 @@ def _install() -> None:
     _backends.has_kernel = has_emulated_kernel
 
 
+# Children, such as the compiler, do without the sanitizer.
+os.environ.pop("LD_PRELOAD", None)
+LIBRARY = build.operators(build.variant_from_environment())
 torch.ops.load_library(str(LIBRARY))
 _functions = ctypes.CDLL(str(LIBRARY))
 _install()

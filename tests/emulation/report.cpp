@@ -32,13 +32,11 @@ std::string thread_name(const Thread& thread) {
 }  // namespace
 
 bool same_place(const Where& a, const Where& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 std::string at_place(const Where& where) {
-  return std::string(" at ") + where.file_name() + ":" + std::to_string(where.line()) + " (" +
-         where.function_name() + ")";
+  return std::string(" at ") + where.file + ":" + std::to_string(where.line) + " (" + where.function + ")";
 }
 
 std::string describe_divergence(const Barrier& barrier, const Thread& thread, const Where& where) {

@@ -7,7 +7,6 @@
 
 namespace icm::simt {
 
-// By value: one place of the source has a record in each instantiation.
 bool same_place(const Where& a, const Where& b);
 std::string at_place(const Where& where);
 std::string describe_divergence(const Barrier& barrier, const Thread& thread, const Where& where);

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
 
 namespace icm {
 namespace simt {
@@ -36,8 +35,19 @@ struct Launch {
 // Runs `kernel` to its end in every thread; `run(call)` calls it.
 Error launch(const Launch& how, const void* kernel, void (*run)(const void*), const void* call);
 
+// A place in the source: as a default argument, that of the call. (clang has had std::source_location only since 16.)
+struct Where {
+  const char* file = "";
+  int line = 0;
+  const char* function = "";
+
+  static constexpr Where current(const char* file = __builtin_FILE(), int line = __builtin_LINE(),
+                                 const char* function = __builtin_FUNCTION()) {
+    return {file, line, function};
+  }
+};
+
 // For the running thread.
-using Where = std::source_location;
 void* shared_memory();
 // Barrier of the block; whether the condition held in any of its threads.
 bool sync_block(bool condition, const Where& where);

@@ -31,13 +31,21 @@ class Kernels:
         self.library = ctypes.CDLL(str(build.selftest(variant)))
 
     def row_sums(
-        self, *, mistake: str = "none", seed: int = 0, blocks: int = 5, threads: int = 64, shared_bytes: int | None = None
+        self, *, mistake: str = "none", seed: int = 0, blocks: int = 5, threads: int = 64, shared_bytes: int = 0
     ) -> Result:
-        """Shuffles within a warp, shared memory between warps."""
+        """Shuffles within a warp, shared memory between warps: `shared_bytes`, or just what they need."""
         out = nans(ROWS)
-        shared = threads // 32 * 4 if shared_bytes is None else shared_bytes
         rows = ROWS + (mistake == "overrun of global memory")
-        how = (blocks, threads, shared, address(MATRIX), rows, COLUMNS, address(out), MISTAKES.index(mistake))
+        how = (
+            blocks,
+            threads,
+            shared_bytes or threads // 32 * 4,
+            address(MATRIX),
+            rows,
+            COLUMNS,
+            address(out),
+            MISTAKES.index(mistake),
+        )
         return self._call("row_sums", seed, *how), list(out)
 
     def column_sums_on_chip(

@@ -2,7 +2,6 @@
 // shuffle or an atomic operation. What is modelled and what is not: README.md.
 #pragma once
 
-#include <source_location>
 #include <tuple>
 #include <type_traits>
 
@@ -40,7 +39,7 @@ namespace icm {
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
-using Where = std::source_location;
+using simt::Where;
 
 inline int lane_index() { return int(threadIdx.x) % kWarp; }
 inline int warp_index() { return int(threadIdx.x) / kWarp; }

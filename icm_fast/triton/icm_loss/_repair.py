@@ -56,13 +56,13 @@ def _median_offset(row_stats, rows, BLOCK: tl.constexpr, acc: tl.constexpr):
     """
     least = -largest(acc)
     low, high = _order_of(least, acc), _order_of(-least, acc)
-    middle = _count_up_to(row_stats, rows, high, least, BLOCK, acc) // 2
-    for _ in range(8 * (acc.primitive_bitwidth // 8)):
+    count = _count_up_to(row_stats, rows, high, least, BLOCK, acc)
+    for _ in range(acc.primitive_bitwidth):
         mean = (low & high) + ((low ^ high) >> 1)
-        is_enough = _count_up_to(row_stats, rows, mean, least, BLOCK, acc) > middle
+        is_enough = _count_up_to(row_stats, rows, mean, least, BLOCK, acc) > count // 2
         high = tl.where(is_enough, mean, high)
         low = tl.where(is_enough | (low == high), low, mean + 1)
-    return tl.where(middle == 0, tl.load(row_stats + 0) * 0, _number_of(low, acc))
+    return tl.where(count == 0, 0.0, _number_of(low, acc))
 
 
 @triton.jit

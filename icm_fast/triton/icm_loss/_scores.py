@@ -51,5 +51,4 @@ def tile_scores(
     s_b = tl.load(rows + (b * logits.class_stride)[None, :], mask=is_mixed, other=0.0).to(acc) * sign
     t_a = distance(s_a, offset, sigma, IS_REPAIR, acc)
     t_b = tl.where(is_mixed, distance(s_b, offset, sigma, IS_REPAIR, acc), 0.0)
-    w_a, w_b = w_a[None, :], w_b[None, :]
-    return tl.fma(w_a + tl.zeros_like(t_a), t_a, w_b * t_b), mask
+    return tl.fma(w_a[None, :], t_a, w_b[None, :] * t_b), mask

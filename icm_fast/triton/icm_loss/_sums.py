@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._math import accumulator, is_trusted, largest, load_scale, mixed_class
+from .._math import is_trusted, largest, load_scale, mixed_class
 from ._plan import BAD, REPAIRED, USED
 from ._scores import tile_scores
 
@@ -67,6 +67,7 @@ def sums_kernel(
         in_rows = i < rows
         m = tl.load(row_stats + i, mask=in_rows, other=0.0)
         w = tl.where(in_rows, tl.exp2((m - top) * sigma), 0.0)
+        written = tl.where(block == program, 0, columns)  # the first block finds nothing to add to
         r = tl.zeros((R, J), acc)
         for first in range(0, columns, J):
             j = first + tl.arange(0, J)
@@ -74,7 +75,7 @@ def sums_kernel(
             x, mask = tile_scores(logits, i, in_rows, mixed, m[:, None], sign, sigma, False, acc)
             e = tl.where(mask, tl.exp2(x), 0.0)
             r += e
-            before = tl.load(line + j, mask=(j < columns) & (block != program), other=0.0)
+            before = tl.load(line + j, mask=j < written, other=0.0)
             tl.store(line + j, before + tl.sum(e * w[:, None], axis=0), mask=j < columns)
         tl.store(row_stats + rows + i, tl.zeros_like(m), mask=in_rows)
         tl.store(row_stats + 2 * rows + i, tl.sum(r, axis=1), mask=in_rows)
@@ -108,9 +109,11 @@ def merge_kernel(
 
     is_column = at < columns
     total = tl.zeros((BLOCK,), acc)
+    line = partial + at
     for q in range(0, programs):
         factor = tl.exp2((tl.load(offsets + q) - top) * sigma)
-        total += factor * tl.load(partial + q.to(tl.int64) * columns + at, mask=is_column, other=0.0)
+        total += factor * tl.load(line, mask=is_column, other=0.0)
+        line += columns
     tl.store(column_stats + at, tl.zeros_like(total) + top, mask=is_column)
     tl.store(column_stats + columns + at, tl.zeros_like(total), mask=is_column)
     tl.store(column_stats + 2 * columns + at, total, mask=is_column)

@@ -1,0 +1,200 @@
+// The forward pass of the losses with one term per row: every row's softmax and term, and their reduction.
+//
+// Blocks take rows in turn and keep a partial sum each. A small batch is one cluster, whose first block adds the
+// partial sums; a large one takes a second launch of one block. A ticket that tells the last block would save that
+// launch, but needs memory that someone set to zero before: a launch too, or state that two streams would share.
+#pragma once
+
+#include "../row_loss_operators.h"
+#include "device_tensors.h"
+#include "row_softmax.h"
+#include "teams.h"
+
+namespace icm {
+
+struct RowPartial {
+  double sum;      // of the block's terms
+  double invalid;  // not 0: a target of the block was
+};
+
+inline constexpr int kMostClusterBlocks = 8;
+// Batches up to this size are read by one cluster: what a launch takes, it reads in that time. Untuned.
+inline constexpr int64_t kMostClusterBytes = 512 << 10;
+
+template <typename acc_t>
+struct RowLossOutput {
+  acc_t* loss;  // (rows,) or ()
+  RowStats<acc_t> stats;
+  int64_t rows;
+  Reduction reduction;
+  RowPartial* partials;  // one for each block; null if the blocks are one cluster
+};
+
+template <typename acc_t>
+struct RowShared {
+  RowScratch<acc_t> row;
+  double sums[kMostRowWarps];
+  RowPartial partials[kMostClusterBlocks];
+};
+
+// One block. An invalid target makes everything NaN.
+template <typename acc_t>
+__device__ __forceinline__ void write_row_loss(const RowLossOutput<acc_t>& out, const RowPartial* partials, int count,
+                                               double* scratch) {
+  double sum = 0;
+  bool invalid = false;
+  for (int k = int(threadIdx.x); k < count; k += int(blockDim.x)) {
+    sum += partials[k].sum;
+    invalid |= partials[k].invalid != 0;
+  }
+  sum = ThreadTeam(int(blockDim.x)).reduce<Sum>(sum, scratch);
+  const bool is_none = out.reduction == Reduction::kNone;
+  if (any_in_block(invalid)) {
+    const acc_t nan = acc_t(__builtin_nan(""));
+    for (int64_t i = threadIdx.x; i < out.rows; i += blockDim.x) {
+      out.stats.maximum[i] = out.stats.sum[i] = nan;
+      if (is_none) out.loss[i] = nan;
+    }
+    sum = nan;
+  }
+  if (!is_none && threadIdx.x == 0)
+    out.loss[0] = acc_t(out.reduction == Reduction::kMean ? sum / double(out.rows) : sum);
+}
+
+template <typename acc_t>
+__global__ void __launch_bounds__(kMostRowThreads) finish_row_loss_kernel(const RowLossOutput<acc_t> out, int count) {
+  write_row_loss(out, out.partials, count, static_cast<RowShared<acc_t>*>(shared_memory())->sums);
+}
+
+// Rows has
+//   scalar_t; int64_t rows; int32_t classes; Smoothing<acc_t> smoothing
+//   bool is_valid() const                               what all rows have in common
+//   auto target(int64_t i) const                        with a flag `valid`, and safe to go on with if not
+//   auto row(int64_t i, const Target&) const            a row source (row_softmax.h)
+//   auto scores(const Row&, const Target&) const        the logits of the target's classes
+//   acc_t term(const Target&, const Scores&, const RowTotals&) const
+template <typename Rows>
+__global__ void __launch_bounds__(256, 4)
+    row_loss_kernel(const Rows p, const RowLossOutput<acc_type<typename Rows::scalar_t>> out, int team_size) {
+  using scalar_t = typename Rows::scalar_t;
+  using acc_t = acc_type<scalar_t>;
+  RowShared<acc_t>& shared = *static_cast<RowShared<acc_t>*>(shared_memory());
+  const bool is_cluster = out.partials == nullptr && gridDim.x > 1;
+  if (is_cluster) ClusterGroup::sync();  // the first block's shared memory must exist before it is written
+  const ThreadTeam team(team_size);
+  const int teams = int(blockDim.x) / team_size;
+  double sum = 0;
+  bool invalid = !p.is_valid();
+  for (int64_t begin = int64_t(blockIdx.x) * teams; begin < p.rows; begin += int64_t(gridDim.x) * teams) {
+    const bool exists = begin + team.index < p.rows;
+    const int64_t i = exists ? begin + team.index : p.rows - 1;
+    const auto target = p.target(i);
+    const auto row = p.row(i, target);
+    const auto scores = p.scores(row, target);
+    const RowTotals<acc_t> totals =
+        RowSummation<scalar_t, std::decay_t<decltype(row)>>(team, row, p.classes, p.smoothing, &shared.row).run();
+    if (!exists || team.lane != 0) continue;
+    const acc_t term = target.valid ? p.term(target, scores, totals) : acc_t(0);
+    invalid |= !target.valid;
+    out.stats.maximum[i] = totals.maximum;
+    out.stats.sum[i] = totals.sum;
+    if (out.reduction == Reduction::kNone)
+      out.loss[i] = term;
+    else
+      sum += double(term);
+  }
+  sum = ThreadTeam(int(blockDim.x)).reduce<Sum>(sum, shared.sums);
+  invalid = any_in_block(invalid);
+  const RowPartial partial{sum, double(invalid)};
+  if (out.partials != nullptr) {
+    if (threadIdx.x == 0) out.partials[blockIdx.x] = partial;
+    return;
+  }
+  if (threadIdx.x == 0) *ClusterGroup::at(shared.partials + blockIdx.x, 0) = partial;
+  if (is_cluster)
+    ClusterGroup::sync();
+  else
+    sync_block();
+  if (blockIdx.x == 0) write_row_loss(out, shared.partials, int(gridDim.x), shared.sums);
+}
+
+struct RowDivision {
+  int team, threads, blocks;
+  bool is_cluster;  // or a single block
+};
+
+template <typename scalar_t>
+RowDivision divide_rows(int64_t rows, int64_t classes, const DeviceLimits& limits) {
+  using H = Held<scalar_t>;
+  // Up to a warp: as wide as four packs for each thread allow, but whole lines of memory. Beyond: a block, whose
+  // tile holds the row if it can.
+  const int64_t packs = ceil_divide(std::max<int64_t>(classes, 1), H::kSize);
+  int64_t team = std::max(power_of_two(ceil_divide(packs, 4)), std::min<int64_t>(4, power_of_two(packs)));
+  if (classes <= kWarp * H::kElements)
+    team = std::min<int64_t>(team, kWarp);
+  else
+    team = std::clamp<int64_t>(power_of_two(ceil_divide(classes, H::kElements)), 2 * kWarp, kMostRowThreads);
+  const int64_t bytes = rows * classes * int64_t(sizeof(scalar_t));
+  const auto blocks = [&](int64_t threads) { return std::max<int64_t>(1, ceil_divide(rows, threads / team)); };
+  const bool in_block = team > kWarp;
+  if (bytes <= (limits.has_clusters ? kMostClusterBytes : kMostClusterBytes / kMostClusterBlocks)) {
+    const int threads = in_block ? int(team) : kMostRowThreads;
+    const int64_t most = limits.has_clusters ? kMostClusterBlocks : 1;
+    return {int(team), threads, int(std::min(most, power_of_two(blocks(threads)))), true};
+  }
+  const int threads = in_block ? int(team) : kTeamThreads;
+  const int64_t resident = int64_t(limits.multiprocessors) * (2048 / threads);
+  return {int(team), threads, int(std::min(resident, blocks(threads))), false};
+}
+
+template <typename Rows>
+void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& given) {
+  using scalar_t = typename Rows::scalar_t;
+  using acc_t = acc_type<scalar_t>;
+  const RowDivision division = divide_rows<scalar_t>(rows.rows, rows.classes, scope.limits());
+  RowLossOutput<acc_t> out{data<acc_t>(given.loss), row_stats_of<acc_t>(given.stats), rows.rows, given.reduction,
+                           nullptr};
+  Launch how{division.blocks, division.threads, sizeof(RowShared<acc_t>)};
+  if (division.is_cluster) {
+    how.cluster = division.blocks;
+    scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team);
+    return;
+  }
+  const Tensor partials = new_contiguous({division.blocks, 2}, ScalarType::Double, given.stats);
+  out.partials = data<RowPartial>(partials);
+  scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team);
+  scope.launch({1, kMostRowThreads, how.shared_bytes}, finish_row_loss_kernel<acc_t>, out, division.blocks);
+}
+
+// What both directions take of the logits. Classes of a row are counted in 32 bits.
+template <typename T>
+struct Logits2d {
+  using scalar_t = T;
+  const scalar_t* logits;
+  int64_t rows;
+  int32_t classes;
+  int64_t row_stride, class_stride;
+
+  __device__ __forceinline__ const scalar_t* at(int64_t i) const { return logits + i * row_stride; }
+};
+
+template <typename scalar_t>
+Logits2d<scalar_t> logits_2d(const char* op, const Tensor& logits) {
+  STD_TORCH_CHECK(logits.size(1) <= kMostDividend - (1 << 20), op, ": expected fewer than 2^31 classes on CUDA");
+  return {data<const scalar_t>(logits), logits.size(0), int32_t(logits.size(1)), logits.stride(0), logits.stride(1)};
+}
+
+// The gradient that came in for a row's term.
+template <typename acc_t>
+struct IncomingGradient {
+  FloatVector grad;
+  double factor;
+  __device__ __forceinline__ acc_t of(int64_t i) const { return acc_t(double(grad.at<acc_t>(i)) * factor); }
+};
+
+template <typename acc_t>
+__device__ __forceinline__ bool is_nan(acc_t x) {
+  return x != x;
+}
+
+}  // namespace icm

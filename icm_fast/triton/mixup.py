@@ -1,0 +1,1 @@
+OPERATORS: dict[str, object] = {}
