@@ -55,11 +55,12 @@ readme: install
 	$(PY) -m benchmarks.readme
 
 # On a machine with a GPU. GPU_CHECK_OUT, GPU_BENCH_OUT: other files than those in benchmarks/results; COMMIT: what is
-# checked, where there is no git. The check builds by itself: its time counts, and its failure must not hide the rest.
+# checked, where there is no git. Both build by themselves: for that GPU alone, within their time, and a failure of the
+# build does not hide the rest.
 gpu-check: $(TOOLS_STAMP)
 	$(PY) -m benchmarks.gpu check $(if $(GPU_CHECK_OUT),--out $(GPU_CHECK_OUT)) $(if $(COMMIT),--commit $(COMMIT))
 
-gpu-bench: build
+gpu-bench: $(TOOLS_STAMP)
 	$(PY) -m benchmarks.gpu bench $(if $(SIZES),--sizes $(SIZES)) $(if $(RIVALS),--rivals $(RIVALS)) \
 	  $(if $(GPU_BENCH_OUT),--out $(GPU_BENCH_OUT)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(AGAIN),--again)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +20,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, module in COMMANDS.items():
         module.add_arguments(commands.add_parser(name, description=module.__doc__))
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` runs
-    try:
-        status: int = COMMANDS[options.command].main(options)
-    finally:
-        processes.end_all()
-    if options.command != "race" and options.out.resolve().parent == coverage.RESULTS:
+    status: int = COMMANDS[options.command].main(options)
+    if options.command != "race" and (options.out is None or options.out.resolve().parent == coverage.RESULTS):
         coverage.write()
     return status
 
 
+def _stop(number: int, _: Any) -> None:
+    """What runs is in sessions of its own and would go on. The files are complete as they are."""
+    processes.end_all()
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     raise SystemExit(main())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import facts, report, tables
+from .check_parts import LIMIT_S, built
 from .contenders import FAMILIES, MODULES, OURS
 from .parts import Budget
 from .processes import ROOT, Finished, run
@@ -27,6 +28,8 @@ BATCHES: tuple[tuple[tuple[str, ...], float], ...] = (
     (("max-autotune",), 300.0),
 )
 LEAST_S = 25.0  # a race that cannot have that is left for the next call
+# torch says so itself: the profiler's library, taken down, does not get along with graphs.
+NO_TEARDOWN = {"DISABLE_CUPTI_LAZY_REINIT": "1", "TEARDOWN_CUPTI": "0"}
 RESERVE_S = 10.0  # for ending a process and writing
 
 
@@ -43,6 +46,9 @@ def main(options: argparse.Namespace) -> int:
         print(f"gpu-bench: nothing was run: {error}")
         return 2
     budget, left = Budget.of(options.budget), 0
+    build = built(device.get("capability"), LOGS)(min(LIMIT_S["build"], options.budget))
+    if build.state == "failed":
+        print(f"build: failed, so what was built before is timed: {build.note}")
     for spec, families, limit_s in missing(specs, wanted(options.rivals), kept.races):
         allowed_s = budget.left() - RESERVE_S
         if left or allowed_s < min(LEAST_S, limit_s):
@@ -126,10 +132,12 @@ def run_race(spec: Spec, families: tuple[str, ...], limit_s: float, options: arg
     command = [sys.executable, "-m", "benchmarks.gpu", "race", "--workload", spec.name, "--out", str(out)]
     command += ["--limit", str(limit_s - 10), "--seconds", str(options.seconds), "--device", options.device]
     command += [*(["--cold"] if options.cold else []), "--rivals", *families]
-    finished = run(command, limit_s, LOGS / f"{stem}.log")
+    finished = run(command, limit_s, LOGS / f"{stem}.log", NO_TEARDOWN)
     found = report.read(out)
-    if finished.status == 0 and found:
-        return {"finished": True, **{key: value for key, value in found.items() if key not in ("schema", "kind")}}
+    if found:  # timed; what a profiler did to the process after that takes nothing back
+        kept = {key: value for key, value in found.items() if key not in ("schema", "kind")}
+        late = {} if finished.status == 0 else {"after_timing": _why(finished, limit_s)}
+        return {"finished": True, **kept, **late}
     return {"finished": _why(finished, limit_s), "results": {}, "work": {}, "out_of_time": []}
 
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import sys
 from typing import Any
 
 import torch
@@ -100,4 +101,7 @@ def _number(text: str) -> float | str | None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(facts("cuda")))
+    try:
+        print(json.dumps(facts(sys.argv[1])))
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from None

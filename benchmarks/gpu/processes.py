@@ -30,6 +30,10 @@ class Finished:
     output: str  # the end of what it printed
     log: Path  # all of it
 
+    def words(self, about: str) -> str:
+        """The last line that says this, or the last of all."""
+        return next((line for line in reversed(self.output.splitlines()) if about in line), self.last_line())
+
     def json(self) -> dict[str, Any] | None:
         """The first JSON object that begins a line: warnings may stand before it and after it."""
         text = self.log.read_text(encoding="utf-8", errors="replace")

@@ -40,13 +40,19 @@ def main(options: argparse.Namespace) -> int:
     race = Race(spec, clock, budget, lambda name: truth(workload, name))
     results = race.run(runners, options.seconds)
     body = {
+        "schema": report.SCHEMA,
+        "kind": "race",
         "results": results,
         "work": floors.described(spec, rates),
         "rates": asdict(rates),
         "clocks": facts.clocks() if options.device == "cuda" else {},
         "out_of_time": race.out_of_time,
     }
-    report.write(options.out, {"schema": report.SCHEMA, "kind": "race", **body})
+    report.write(options.out, body)
+    if options.device == "cuda":
+        # Last: a profiler slows down whatever comes after it, and may not get along with graphs.
+        race.profile(results)
+        report.write(options.out, body)
     return 0
 
 
@@ -56,6 +62,7 @@ class Race:
     def __init__(self, spec: Spec, clock: Clock, budget: Budget, truth_of: Callable[[str], Truth]) -> None:
         self.spec, self.clock, self.budget = spec, clock, budget
         self._truth_of, self._truths = truth_of, dict[str, Truth]()
+        self._short_calls: dict[str, Callable[[], Any]] = {}
         self.tolerance = TOLERANCES[spec.result_dtype]
         self._whole_s = budget.left()
         self.out_of_time: list[str] = []
@@ -105,7 +112,9 @@ class Race:
 
         result: dict[str, Any] = {"error": error, "peak_extra_bytes": self.clock.peak_extra_bytes(call)}
         if estimate_us < MOST_FOR_HOST_US:
-            result |= _host_costs(call, isinstance(self.clock, GpuClock))
+            self._short_calls[name] = call
+            synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+            result["host_us"] = host_us(call, synchronize)
         if estimate_us < MOST_FOR_GRAPH_US and not contender.is_graph:
             result |= self._enter_graphs(name, contender, series)
         return result
@@ -126,6 +135,16 @@ class Race:
                 return {"no_graph": f"{mode}: {wrong}"}
             series[name, "graph", mode] = each
         return {}
+
+    def profile(self, results: dict[str, Any]) -> None:
+        """Add launches, copies and waits to the results of short calls."""
+        for name, call in self._short_calls.items():
+            result = results[name]
+            if isinstance(result, dict):
+                try:
+                    result["profile"] = launches(call)
+                except RuntimeError as error:
+                    result["profile"] = f"not run: {error}"
 
     def _truth(self, name: str) -> Truth:
         if name not in self._truths:
@@ -155,8 +174,9 @@ class Race:
         rounds = 0
         while series and (rounds < LEAST_ROUNDS or time.monotonic() < end):
             for (name, _, _), each in series.items():
-                # One that takes a tenth of the race for a single sample gets one.
-                if name in failed or (rounds and each.estimate_us * each.repeats > seconds * 1e5):
+                # One that takes a tenth of the race for a single sample gets no more.
+                slow = each.samples and each.estimate_us * each.repeats > seconds * 1e5
+                if name in failed or slow:
                     continue
                 if self.budget.left() < self._whole_s * 0.05:
                     return failed
@@ -195,17 +215,6 @@ def _reason(error: Exception) -> str:
     """One line; a backend that is not there has not failed."""
     line = (str(error).strip().splitlines() or [""])[0]
     return f"not run: {line}" if "not available" in line else f"failed: {type(error).__name__}: {line}"
-
-
-def _host_costs(call: Callable[[], object], on_gpu: bool) -> dict[str, Any]:
-    """Time of the call without waiting, and its launches."""
-    costs: dict[str, Any] = {"host_us": host_us(call, torch.cuda.synchronize if on_gpu else lambda: None)}
-    if on_gpu:
-        try:
-            costs["profile"] = launches(call)
-        except RuntimeError as error:
-            costs["profile"] = f"not run: {error}"
-    return costs
 
 
 def _forget() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 REGION_US = 200.0  # short calls are repeated until a timed region is about that long
 MOST_REPEATS = 20  # more would fill the queue of launches, and the host would wait in the middle
 MOST_SPIN_US = 50_000.0
+SLOW_US = 200_000.0
 COPY_BYTES = 2**30
 
 
@@ -83,7 +84,6 @@ class GpuClock:
         return Sample(float(start.elapsed_time(end)) * 1000 / repeats, queued)
 
     def peak_extra_bytes(self, call: Callable[[], object]) -> int | None:
-        call()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -155,8 +155,11 @@ class Series:
 
     def warm_up(self) -> None:
         """Run it, and find out how long it takes the device, and the host to ask for it."""
-        for _ in range(2):
-            self.turn.run(self.turn.prepare())
+        first = self.clock.sample(self.turn, 1, self.spin_us)
+        if first.us > SLOW_US:  # no host and no cold start counts here, but every further run does
+            self.estimate_us, self.spin_us, self.samples = first.us, 0.0, [first]
+            return
+        self.turn.run(self.turn.prepare())
         prepared = self.turn.prepare()
         started = time.perf_counter()
         self.turn.run(prepared)

@@ -157,7 +157,7 @@ void run_backward(const DeviceScope& device, const Logits& from, const MixedLabe
   const auto take = [&](Arena& arena) {
     b.alpha = arena.take<acc_t>(from.rows);
     b.own_loss = arena.take<acc_t>(from.rows);
-    b.beta = arena.take<acc_t>(columns);
+    b.beta = arena.take<acc_t>(2 * columns);
     b.unit = arena.take<acc_t>(1);
     b.block_sums = arena.take<double>(2 * choice.blocks);
     if (!choice.division.in_shared)
@@ -217,8 +217,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const char* op, const Tenso
   }
   auto choice =
       choose_forward<acc_t>(from.rows, labels.count, from.classes, labels.lam_stride == 0, device.limits());
-  const bool one_launch =
-      add_gradient<acc_t>(choice, labels.count, from.classes, device.limits());
+  const bool one_launch = add_gradient<acc_t>(choice, labels.count, from.classes, device.limits());
   run_forward<acc_t>(device, from, labels, to, logits, class_axis, pair_axis, reduction, choice,
                      one_launch ? &dlogits : nullptr);
   if (!one_launch) {

@@ -17,7 +17,7 @@ namespace icm {
 template <typename acc_t>
 struct GradientFactors {
   const acc_t *alpha, *own_loss;  // (rows,)
-  const acc_t* beta;              // (columns,)
+  const acc_t* beta;              // of each entry of the plan: that of its column
   acc_t multiplier;
   bool class_axis, pair_axis;
 };
@@ -66,53 +66,78 @@ template <typename acc_t, int kRows, bool kFactored>
 struct GradientTile {
   const Logits& logits;
   const Plan<acc_t>& plan;
-  int64_t columns;
   const LogSum<acc_t>& sums;
   const GradientFactors<acc_t>& factors;
   const Tile<acc_t, kRows, kFactored>& tile;
   acc_t sigma;
 
-  // dZ of a column that this lane's row does not own, for a tile of T.
+  // dZ of a column that this lane's row does not own, for a tile of T or of factors.
   struct Shared {
-    __device__ __forceinline__ acc_t operator()(const GradientTile& g, const RowOfGradient<acc_t>& row,
-                                                const Column<acc_t>& column, int64_t j) const {
-      const acc_t e = exponential(g.tile, column, lane_row<kRows>());
-      return e * fused_multiply_add(row.weight, g.factors.beta[j], row.alpha);
+    acc_t self, self_as_b;
+
+    __device__ __forceinline__ Shared(const GradientTile& g, int32_t slot)
+        : self(g.tile.at(slot, lane_row<kRows>())), self_as_b(0) {
+      if constexpr (kFactored) self_as_b = g.tile.partner_at(slot, lane_row<kRows>());
+    }
+    // The score by the expression of the sums, whichever class is self: a rounding apart, float64 would lose digits.
+    template <bool kIsB>
+    __device__ __forceinline__ acc_t dz(const GradientTile& g, const RowOfGradient<acc_t>& row,
+                                        const Entry<acc_t>& entry, acc_t beta) const {
+      const int r = lane_row<kRows>();
+      acc_t e;
+      if constexpr (kFactored) {
+        e = kIsB ? g.tile.at(entry.other, r) * self_as_b : self * g.tile.partner_at(entry.other, r);
+      } else {
+        const acc_t other = g.tile.at(entry.other, r);
+        e = exp2_flushed(kIsB ? mixed_score(entry.w_other, other, entry.w_self, self, Fma())
+                              : mixed_score(entry.w_self, self, entry.w_other, other, Fma()));
+      }
+      return e * fused_multiply_add(row.weight, beta, row.alpha);
     }
   };
-  // The same for a repaired batch, whose tile holds logits. An axis that is not asked for is left out: 0 times its
-  // exponential may be NaN.
+  // The same for a repaired batch, whose tile holds logits: every score by the expression of the repair, from whose
+  // results it is subtracted. An axis that is not asked for is left out: 0 times its exponential may be NaN.
   struct Repaired {
-    __device__ __forceinline__ acc_t operator()(const GradientTile& g, const RowOfGradient<acc_t>& row,
-                                                const Column<acc_t>& column, int64_t j) const {
-      acc_t dz = 0;
+    __device__ __forceinline__ Repaired(const GradientTile&, int32_t) {}
+    template <bool kIsB>
+    __device__ __forceinline__ acc_t dz(const GradientTile& g, const RowOfGradient<acc_t>& row,
+                                        const Entry<acc_t>& entry, acc_t beta) const {
+      const Column<acc_t> column = g.plan.columns[entry.column];
+      acc_t sum = 0;
       if (g.factors.class_axis) {
         const acc_t x = distance_score(g.tile, column, lane_row<kRows>(), row.offset);
-        dz += exp2_flushed((x - row.shift) * g.sigma) * row.alpha;
+        sum += exp2_flushed((x - row.shift) * g.sigma) * row.alpha;
       }
       if (g.factors.pair_axis) {
         const acc_t y = distance_score(g.tile, column, lane_row<kRows>(), g.sums.offset[0]);
-        const acc_t below = (y - g.sums.shift[j]) * g.sigma;
+        const acc_t below = (y - g.sums.shift[entry.column]) * g.sigma;
         // The shift of a column that only other processes own may be anything; its beta is 0.
-        dz += exp2_flushed(below > 0 ? acc_t(0) : below) * g.factors.beta[j];
+        sum += exp2_flushed(below > 0 ? acc_t(0) : below) * beta;
       }
-      return dz;
+      return sum;
     }
   };
 
-  template <typename DScore>
-  __device__ __forceinline__ acc_t of_class(const DScore& dscore, const RowOfGradient<acc_t>& row,
-                                            int32_t slot) const {
-    acc_t sum = 0;
-    int32_t entry = plan.first[2 * slot];
-    for (int role = 0; role < 2; ++role) {
-      const int32_t end = plan.first[2 * slot + role + 1];
-      for (; entry < end; ++entry) {
-        const int64_t j = plan.order[entry] - role * columns;
-        const Column<acc_t> column = plan.columns[j];
-        sum = fused_multiply_add(role == 0 ? column.w_a : column.w_b, dscore(*this, row, column, j), sum);
-      }
+  // Adds the entries [k, end) of a class in one role.
+  template <bool kIsB, typename DScore>
+  __device__ __forceinline__ acc_t add_entries(const DScore& dscore, const RowOfGradient<acc_t>& row,
+                                               int32_t k, int32_t end, acc_t sum) const {
+#pragma unroll 4
+    for (; k < end; ++k) {
+      const Entry<acc_t> entry = plan.entries[k];
+      sum =
+          fused_multiply_add(entry.w_self, dscore.template dz<kIsB>(*this, row, entry, factors.beta[k]), sum);
     }
+    return sum;
+  }
+
+  template <typename DScore>
+  __device__ __forceinline__ acc_t of_class(const RowOfGradient<acc_t>& row, int32_t slot) const {
+    const DScore dscore(*this, slot);
+    const int32_t first = plan.first[2 * slot], middle = plan.first[2 * slot + 1],
+                  end = plan.first[2 * slot + 2];
+    acc_t sum = add_entries<false>(dscore, row, first, middle, acc_t(0));
+    sum = add_entries<true>(dscore, row, middle, end, sum);
     if (row.own.slot_a == slot) sum -= row.own.w_a * row.own_loss;
     if (row.own.slot_b == slot) sum -= row.own.w_b * row.own_loss;
     return sum;
@@ -145,15 +170,15 @@ struct GradientTile {
   }
 
   template <typename DScore>
-  __device__ void run(const DScore& dscore, const RowOfGradient<acc_t>& row, const GradientOutput& out,
-                      acc_t* staging, int64_t row0, int valid, double* dscale) const {
+  __device__ void run(const RowOfGradient<acc_t>& row, const GradientOutput& out, acc_t* staging,
+                      int64_t row0, int valid, double* dscale) const {
     acc_t* own = staging + warp_index() * kRows * (kWarp + 1);
     for (int32_t slot0 = warp_index() * kWarp; slot0 < tile.used; slot0 += warp_count() * kWarp) {
 #pragma unroll 1
       for (int step = 0; step < kRows; ++step) {
         const int k = step * tile.sides + lane_side<kRows>();
         own[lane_row<kRows>() * (kWarp + 1) + k] =
-            slot0 + k < tile.used ? of_class(dscore, row, slot0 + k) : acc_t(0);
+            slot0 + k < tile.used ? of_class<DScore>(row, slot0 + k) : acc_t(0);
       }
       sync_warp();
       write(out, own, slot0, row0, valid, dscale);
@@ -167,9 +192,8 @@ ICM_HOST_DEVICE int64_t staging_size(int warps, int rows) { return int64_t(warps
 
 // The gradient of one tile, which holds T, or logits if the batch was repaired.
 template <typename acc_t, int kRows, bool kFactored>
-__device__ void gradient_of_tile(const Logits& logits, const Plan<acc_t>& plan, int64_t columns,
-                                 const RowSums<acc_t>& rows, const LogSum<acc_t>& sums,
-                                 const GradientFactors<acc_t>& factors,
+__device__ void gradient_of_tile(const Logits& logits, const Plan<acc_t>& plan, const RowSums<acc_t>& rows,
+                                 const LogSum<acc_t>& sums, const GradientFactors<acc_t>& factors,
                                  const Tile<acc_t, kRows, kFactored>& tile, acc_t sigma, bool repaired,
                                  const GradientOutput& out, acc_t* staging, int64_t row0, int valid,
                                  double* dscale) {
@@ -178,11 +202,11 @@ __device__ void gradient_of_tile(const Logits& logits, const Plan<acc_t>& plan, 
   const RowOfGradient<acc_t> row{factors.alpha[i], factors.own_loss[i], rows.weight[i],
                                  rows.offset[i],   rows.shift[i],       plan.columns[logits.diagonal + i]};
   using Gradient = GradientTile<acc_t, kRows, kFactored>;
-  const Gradient gradient{logits, plan, columns, sums, factors, tile, sigma};
+  const Gradient gradient{logits, plan, sums, factors, tile, sigma};
   if (repaired)
-    gradient.run(typename Gradient::Repaired(), row, out, staging, row0, valid, dscale);
+    gradient.template run<typename Gradient::Repaired>(row, out, staging, row0, valid, dscale);
   else
-    gradient.run(typename Gradient::Shared(), row, out, staging, row0, valid, dscale);
+    gradient.template run<typename Gradient::Shared>(row, out, staging, row0, valid, dscale);
 }
 
 }  // namespace icm

@@ -8,6 +8,7 @@
 namespace icm {
 
 inline constexpr int kThreads = 512;  // untuned
+inline constexpr int kFactorThreads = 256;
 
 struct ForwardRun {
   int workers;  // blocks that form sums; the one after them sorts the target's classes
@@ -40,7 +41,7 @@ struct SharedExtra {
     if (run.with_gradient) {
       alpha = arena.take<acc_t>(kRows);
       own_loss = arena.take<acc_t>(kRows);
-      beta = arena.take<acc_t>(columns);
+      beta = arena.take<acc_t>(2 * columns);
       staging = arena.take<acc_t>(staging_size(warps, kRows));
     }
   }
@@ -65,8 +66,9 @@ __device__ void gradient_inside(const Forward<acc_t>& f, const ForwardRun& run,
                                 int64_t row0, int valid) {
   const acc_t g = f.out.reduction == 1 ? acc_t(1) / acc_t(f.logits.rows) : acc_t(1);
   const acc_t g_row = f.out.class_axis ? g : acc_t(0), g_column = f.out.pair_axis ? g : acc_t(0);
-  for (int64_t j = threadIdx.x; j < f.labels.count; j += blockDim.x)
-    extra.beta[j] = f.out.pair_axis ? g_column / f.columns.sum[j] : acc_t(0);
+  const int32_t entries = f.plan.first[2 * tile.used];
+  for (int32_t k = threadIdx.x; k < entries; k += blockDim.x)
+    extra.beta[k] = f.out.pair_axis ? g_column / f.columns.sum[f.plan.entries[k].column] : acc_t(0);
   if (int(threadIdx.x) < valid) {
     extra.alpha[threadIdx.x] = f.out.class_axis ? g_row / f.rows.sum[row0 + threadIdx.x] : acc_t(0);
     extra.own_loss[threadIdx.x] = g_row + g_column;
@@ -74,8 +76,8 @@ __device__ void gradient_inside(const Forward<acc_t>& f, const ForwardRun& run,
   sync_block();
   const GradientFactors<acc_t> factors{extra.alpha - row0, extra.own_loss - row0, extra.beta,
                                        acc_t(1),           f.out.class_axis,      f.out.pair_axis};
-  gradient_of_tile(f.logits, f.plan, f.labels.count, f.rows, f.columns, factors, tile, sigma, repaired,
-                   run.gradient, extra.staging, row0, valid, nullptr);
+  gradient_of_tile(f.logits, f.plan, f.rows, f.columns, factors, tile, sigma, repaired, run.gradient,
+                   extra.staging, row0, valid, nullptr);
 }
 
 // Loss and statistics, in small batches with the gradient: three barriers of the group, five more for a repair.
@@ -171,7 +173,7 @@ struct Backward {
   GradientOutput out;
   bool gradient_of_scale;
   acc_t* dscale;                          // 0 if it is not asked for
-  acc_t *alpha, *own_loss, *beta, *unit;  // scratch: (rows,), (rows,), (columns,), ()
+  acc_t *alpha, *own_loss, *beta, *unit;  // scratch: (rows,), (rows,), (2 * columns,), ()
   acc_t* tiles;                           // as in Scratch
   double* block_sums;                     // (blocks, 2)
 };
@@ -196,22 +198,28 @@ __device__ acc_t gradient_unit(const Backward<acc_t>& b, acc_t* scratch) {
   return largest <= everyday ? acc_t(1) : acc_t(exp2(floor(log2(double(largest)))));
 }
 
-// Factors of the gradient. One block.
+// Factors of the gradient.
 template <typename acc_t>
-__global__ void __launch_bounds__(1024) icm_loss_factors_kernel(Backward<acc_t> b) {
+__global__ void __launch_bounds__(kFactorThreads) icm_loss_factors_kernel(Backward<acc_t> b) {
   const acc_t unit = gradient_unit(b, static_cast<acc_t*>(shared_memory()));
   const double factor = b.grad_factor / double(unit);
   const FloatVector grad_row = b.grad_row, grad_column = b.grad_column;
-  for (int64_t j = threadIdx.x; j < b.columns; j += blockDim.x)
-    b.beta[j] = b.pair_axis ? acc_t(factor * double(grad_column.at<acc_t>(j))) / b.sums.sum[j] : acc_t(0);
-  for (int64_t i = threadIdx.x; i < b.logits.rows; i += blockDim.x) {
+  const int64_t self = int64_t(blockIdx.x) * blockDim.x + threadIdx.x,
+                threads = int64_t(gridDim.x) * blockDim.x;
+  const bool is_valid = b.plan.header[kIsInvalid] == 0;
+  const int32_t entries = is_valid ? b.plan.first[2 * b.plan.header[kUsedClasses]] : 0;
+  for (int64_t k = self; k < entries; k += threads) {
+    const int64_t j = b.plan.entries[k].column;
+    b.beta[k] = b.pair_axis ? acc_t(factor * double(grad_column.at<acc_t>(j))) / b.sums.sum[j] : acc_t(0);
+  }
+  for (int64_t i = self; i < b.logits.rows; i += threads) {
     const acc_t g_row = b.class_axis ? acc_t(factor * double(grad_row.at<acc_t>(i))) : acc_t(0);
     const acc_t g_column =
         b.pair_axis ? acc_t(factor * double(grad_column.at<acc_t>(b.logits.diagonal + i))) : acc_t(0);
     b.alpha[i] = b.class_axis ? g_row / b.rows.sum[i] : acc_t(0);
     b.own_loss[i] = g_row + g_column;
   }
-  if (threadIdx.x == 0) {
+  if (self == 0) {
     *b.unit = unit;
     *b.dscale = 0;
   }
@@ -254,8 +262,8 @@ __global__ void __launch_bounds__(kThreads, 1) icm_loss_gradient_kernel(Backward
       shift_tile(tile, shared.offset, scale.sigma);
       if constexpr (TileType::factored) factor_tile(tile, b.lam.template at<acc_t>(0));
     }
-    gradient_of_tile(b.logits, b.plan, b.columns, b.rows, b.sums, factors, tile, scale.sigma, repaired, b.out,
-                     staging, row0, valid, b.gradient_of_scale ? &sums[0] : nullptr);
+    gradient_of_tile(b.logits, b.plan, b.rows, b.sums, factors, tile, scale.sigma, repaired, b.out, staging,
+                     row0, valid, b.gradient_of_scale ? &sums[0] : nullptr);
     sync_block();
   }
   block_sum(sums, shared.sum_scratch);

@@ -211,7 +211,10 @@ BackwardChoice choose_backward(int64_t rows, int64_t columns, int64_t classes, b
 
 template <typename acc_t>
 void launch_backward(const DeviceScope& device, const Backward<acc_t>& b, const BackwardChoice& choice) {
-  device.launch({1, 1024, 33 * sizeof(acc_t)}, icm_loss_factors_kernel<acc_t>, b);
+  const int64_t factor_blocks = (2 * b.columns + kFactorThreads - 1) / kFactorThreads;
+  device.launch({int(std::min<int64_t>(factor_blocks, 1024)), kFactorThreads,
+                 (kFactorThreads / kWarp + 1) * sizeof(acc_t)},
+                icm_loss_factors_kernel<acc_t>, b);
   with_tile<acc_t>(choice.division, [&](auto tile) {
     using Choice = decltype(tile);
     device.launch({choice.blocks, kThreads, choice.shared_bytes},

@@ -91,30 +91,29 @@ __device__ void plan_columns(const MixedLabels& labels, int64_t classes, const P
   sync_block();
 }
 
-// Sorts the columns' classes: a counting sort, stable because each warp counts and places a range of its own, in
-// order. `histogram`: 2 * used words for each of `counters` warps, at most as many as the block has.
+// Lists each class's columns: a counting sort, stable because each warp counts and places a range of its own, in order.
+// `histogram`: two words for each used class and each of `counters` warps, at most as many as the block has.
 template <typename acc_t>
 __device__ void plan_lists(const Plan<acc_t>& plan, int64_t count, int32_t used, int32_t* histogram,
                            int counters, int32_t* scratch) {
   const int64_t threads = blockDim.x, self = threadIdx.x;
   const int warp = warp_index(), lane = lane_index();
-  const int32_t keys = 2 * used;
   const int64_t range = ((2 * count + counters - 1) / counters + kWarp - 1) / kWarp * kWarp;
-  // The key of an entry, or a negative number that no other lane has.
-  const auto key_of = [&](int64_t entry) {
-    if (entry >= 2 * count || entry >= (warp + 1) * range) return int32_t(-1 - lane);
-    const bool is_b = entry >= count;
-    const Column<acc_t>& column = plan.columns[is_b ? entry - count : entry];
-    if (is_b && column.w_b == acc_t(0)) return int32_t(-1 - lane);
-    return is_b ? 2 * column.slot_b + 1 : 2 * column.slot_a;
+  const int32_t keys = 2 * used;
+  // Slot and role of entry k, of role b from `count` on; or a negative number that no other lane has.
+  const auto key_of = [&](int64_t k) {
+    if (k >= 2 * count || k >= (warp + 1) * range) return int32_t(-1 - lane);
+    const Column<acc_t>& column = plan.columns[k < count ? k : k - count];
+    if (k >= count && column.w_b == acc_t(0)) return int32_t(-1 - lane);
+    return k < count ? 2 * column.slot_a : 2 * column.slot_b + 1;
   };
   int32_t* own = histogram + int64_t(warp) * keys;
 
   for (int64_t k = self; k < int64_t(counters) * keys; k += threads) histogram[k] = 0;
   sync_block();
   if (warp < counters)
-    for (int64_t entry = warp * range + lane; entry < (warp + 1) * range; entry += kWarp) {
-      const int32_t key = key_of(entry);
+    for (int64_t k = warp * range + lane; k < (warp + 1) * range; k += kWarp) {
+      const int32_t key = key_of(k);
       if (key >= 0) atomicAdd(own + key, 1);
     }
   sync_block();
@@ -133,15 +132,23 @@ __device__ void plan_lists(const Plan<acc_t>& plan, int64_t count, int32_t used,
     before += total;
   }
   if (self == 0) plan.first[keys] = before;
-  clear(plan.order + before, plan.first);
-  clear(plan.first + keys + 1, plan.end);
+  clear(plan.first + keys + 1, reinterpret_cast<int32_t*>(plan.entries));
+  clear(reinterpret_cast<int32_t*>(plan.entries + before), plan.end);
   sync_block();
   if (warp < counters)
     for (int64_t begin = warp * range; begin < (warp + 1) * range; begin += kWarp) {
-      const int32_t key = key_of(begin + lane);
+      const int64_t k = begin + lane;
+      const int32_t key = key_of(k);
       const unsigned same = match_any(key);
       const int earlier = __popc(same & ((1u << lane) - 1u));
-      if (key >= 0) plan.order[plan.first[key] + own[key] + earlier] = int32_t(begin + lane);
+      if (key >= 0) {
+        const bool is_b = k >= count;
+        const int64_t j = is_b ? k - count : k;
+        const Column<acc_t> column = plan.columns[j];
+        plan.entries[plan.first[key] + own[key] + earlier] =
+            is_b ? Entry<acc_t>{column.slot_a, int32_t(j), column.w_b, column.w_a}
+                 : Entry<acc_t>{column.slot_b, int32_t(j), column.w_a, column.w_b};
+      }
       sync_warp();
       if (key >= 0 && earlier == 0) own[key] += __popc(same);
       sync_warp();

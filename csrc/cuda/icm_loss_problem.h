@@ -19,6 +19,13 @@ struct alignas(sizeof(acc_t) == 4 ? 16 : 8) Column {
   acc_t w_a, w_b;
 };
 
+// A column as one of its classes sees it: the other class's slot, and the weights of both.
+template <typename acc_t>
+struct alignas(sizeof(acc_t) == 4 ? 16 : 8) Entry {
+  int32_t other, column;
+  acc_t w_self, w_other;
+};
+
 // Slots after those of the used classes.
 inline constexpr int kZeroSlot = 0, kPaddingSlot = 1, kExtraSlots = 2;
 
@@ -61,8 +68,9 @@ struct Scale {
 //   header   kHeaderWords words
 //   columns  one Column each, padded to whole warps
 //   present  class of each slot, ascending
-//   order    entries (role * columns + column; role 0: class a, 1: class b) sorted by slot, role and column
-//   first    where the entries of (slot, role) begin in `order`; one more at the end
+//   first    where the entries of (slot, role) begin, role 0 where the class is the column's a, 1 where it is b; one
+//            more at the end
+//   entries  sorted by slot, role and column
 inline constexpr int kHeaderWords = 16;
 enum HeaderWord { kIsInvalid = 0, kUsedClasses = 1 };
 
@@ -70,11 +78,13 @@ template <typename acc_t>
 struct Plan {
   int32_t* header;
   Column<acc_t>* columns;
-  int32_t *present, *order, *first, *end;
+  int32_t *present, *first;
+  Entry<acc_t>* entries;
+  int32_t* end;
 };
 
 // int32 words of a plan, that icm_fast/operators/icm_loss.py announces; take_plan needs at most so many.
-ICM_HOST_DEVICE int64_t plan_words(int64_t columns) { return 256 + 14 * columns; }
+ICM_HOST_DEVICE int64_t plan_words(int64_t columns) { return 256 + 24 * columns; }
 
 // Hands out aligned pieces of one allocation; with a null base it only counts.
 class Arena {
@@ -104,8 +114,8 @@ ICM_HOST_DEVICE Plan<acc_t> take_plan(Arena& arena, int64_t columns, int64_t cla
   plan.header = arena.take<int32_t>(kHeaderWords);
   plan.columns = arena.take<Column<acc_t>>(column_blocks(columns) * kWarp);
   plan.present = arena.take<int32_t>(slots);
-  plan.order = arena.take<int32_t>(2 * columns);
   plan.first = arena.take<int32_t>(2 * slots + 1);
+  plan.entries = arena.take<Entry<acc_t>>(2 * columns);
   plan.end = plan.header + plan_words(columns);
   return plan;
 }

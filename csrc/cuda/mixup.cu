@@ -19,6 +19,7 @@ inline constexpr int kMixedPacks = 4;
 // Of a thread that keeps sums, one for each element.
 template <typename scalar_t>
 inline constexpr int kSummedPacks = sizeof(scalar_t) == 4 ? 4 : 2;
+inline constexpr int kResidentBlocks = 3;  // on a multiprocessor, as far as registers go
 
 // What both directions take. Gradients: x is the gradient of the mixed samples, clean that of the clean ones.
 template <typename in_t, typename out_t>
@@ -29,6 +30,7 @@ struct Arguments {
   Partners partners;
   SampleLayout layout;
   Image image;
+  bool is_aligned;  // every row begins with a whole pack
 };
 
 template <typename in_t, typename out_t>
@@ -74,9 +76,10 @@ __device__ __forceinline__ Pack<out_t, kSize> mixed_pack(const Pack<uint8_t, kSi
                                                          const Pack<uint8_t, kSize>& partner,
                                                          MixWeights<acc_type<out_t>> weights, const Image& image,
                                                          const SampleBox& box, uint32_t first,
-                                                         typename PixelTable<acc_type<out_t>>::Walk pixels) {
+                                                         const PixelTable<acc_type<out_t>>& table) {
   using acc_t = acc_type<out_t>;
   const FusedMultiplyAdd multiply_add;
+  typename PixelTable<acc_t>::Walk pixels(table, first);
   Pack<out_t, kSize> mixed = {};
   const auto mix = [&](int k, MixWeights<acc_t> w) {
     const Pixel<acc_t> pixel = pixels.pixel();
@@ -96,88 +99,71 @@ __device__ __forceinline__ Pack<out_t, kSize> mixed_pack(const Pack<uint8_t, kSi
 }
 
 template <typename in_t, typename out_t>
-__global__ void __launch_bounds__(kTeamThreads, sizeof(in_t) == 1 ? 4 : 3) mixup_fwd_kernel(const MixArguments<in_t, out_t> a) {
+__global__ void __launch_bounds__(kTeamThreads, kResidentBlocks)
+    mixup_fwd_kernel(const MixArguments<in_t, out_t> a) {
   using acc_t = acc_type<out_t>;
   constexpr int kSize = kPackOf<in_t, out_t>;
-  constexpr bool kIsBytes = std::is_same_v<in_t, uint8_t>;
   const Place place = place_in(a.teams);
   const int64_t i = place.row, batch = a.partners.batch;
   const in_t* const own_row = a.x[i];
   out_t *const mixed_row = a.out[a.keep_clean ? batch + i : i], *const clean_row = a.out[i];
   const Packs<kSize> packs(a.teams, place, mixed_row);
-
-  const auto load = [&](Pack<in_t, kSize>(&loaded)[kMixedPacks], const in_t* row) {
-    const bool aligned = packs.aligned(row);
-#pragma unroll
-    for (int u = 0; u < kMixedPacks; ++u)
-      if (const int count = packs.count(u); count > 0)
-        loaded[u] = load_pack<kSize>(row + packs.base + packs.first(u), count, aligned);
+  const auto mix = [&](auto group, const auto& mixed_of, const auto& clean_of) {
+    Pack<in_t, kSize> own[group.count], partner[group.count] = {};
+    group.load(own, packs, own_row);
+    const int64_t partner_of = a.partners.of(i);
+    const MixWeights<acc_t> weights = mix_weights(a.partners.lam.template at<acc_t>(i), i, partner_of, batch);
+    const bool alone = is_bad(weights) || partner_of == i;
+    const SampleBox box = box_of(a, i, alone);
+    if (!alone && (weights.partner != 0 || box.exists())) group.load(partner, packs, a.x[partner_of]);
+    const bool clean_aligned = group.whole || packs.aligned(clean_row);
+    group.for_each(packs, [&](int u, int64_t first, int count) {
+      store_pack<true>(mixed_row + first, mixed_of(own[u], partner[u], weights, box, uint32_t(first)), count, true);
+      if (a.keep_clean) store_pack<true>(clean_row + first, clean_of(own[u], uint32_t(first)), count, clean_aligned);
+    });
   };
-  Pack<in_t, kSize> own[kMixedPacks] = {}, partner[kMixedPacks];
-  load(own, own_row);
-
-  const int64_t partner_of = a.partners.of(i);
-  const MixWeights<acc_t> weights = mix_weights(a.partners.lam.template at<acc_t>(i), i, partner_of, batch);
-  const bool alone = is_bad(weights) || partner_of == i;
-  const SampleBox box = box_of(a, i, alone);
-#pragma unroll
-  for (int u = 0; u < kMixedPacks; ++u) partner[u] = own[u];
-  if (!alone && (weights.partner != 0 || box.exists())) load(partner, a.x[partner_of]);
-
-  const auto store = [&](const auto& mixed_at, const auto& clean_at) {
-    const bool clean_aligned = packs.aligned(clean_row);
-#pragma unroll
-    for (int u = 0; u < kMixedPacks; ++u) {
-      const int count = packs.count(u);
-      if (count <= 0) continue;
-      const int64_t first = packs.base + packs.first(u);
-      store_pack<true>(mixed_row + first, mixed_at(u, uint32_t(first)), count, true);
-      if (a.keep_clean) store_pack<true>(clean_row + first, clean_at(u, uint32_t(first)), count, clean_aligned);
-    }
-  };
-  if constexpr (kIsBytes) {
-    using Table = PixelTable<acc_t>;
+  const bool all_whole = a.is_aligned && !packs.has_part();
+  if constexpr (std::is_same_v<in_t, uint8_t>) {
     // Packs begin up to one before the chunk.
     const int64_t past = place.first + a.teams.elements, size = a.teams.size;
-    const Table table(a.pixels, uint32_t(place.first < kSize ? 0 : place.first - kSize),
-                      uint32_t(past < size ? past : size));
+    const PixelTable<acc_t> table(a.pixels, uint32_t(place.first < kSize ? 0 : place.first - kSize),
+                                  uint32_t(past < size ? past : size));
     sync_block();
-    store(
-        [&](int u, uint32_t first) {
-          return mixed_pack<out_t>(own[u], partner[u], weights, a.image, box, first, typename Table::Walk(table, first));
-        },
-        [&](int u, uint32_t first) {
-          return mixed_pack<out_t>(own[u], own[u], {1, 0}, a.image, SampleBox({0, 0, 0, 0}), first,
-                                   typename Table::Walk(table, first));
-        });
+    const auto mixed = [&](const auto& own, const auto& partner, MixWeights<acc_t> w, const SampleBox& box,
+                           uint32_t first) { return mixed_pack<out_t>(own, partner, w, a.image, box, first, table); };
+    for_pack_groups<kMixedPacks>(all_whole, [&](auto group) {
+      mix(group, mixed, [&](const auto& own, uint32_t first) {
+        return mixed(own, own, {1, 0}, SampleBox({0, 0, 0, 0}), first);
+      });
+    });
   } else {
-    store([&](int u, uint32_t first) { return mixed_pack(own[u], partner[u], weights, a.image, box, first); },
-          [&](int u, uint32_t) { return own[u]; });
+    for_pack_groups<kMixedPacks>(all_whole, [&](auto group) {
+      mix(
+          group,
+          [&](const auto& own, const auto& partner, MixWeights<acc_t> w, const SampleBox& box, uint32_t first) {
+            return mixed_pack(own, partner, w, a.image, box, first);
+          },
+          [](const auto& own, uint32_t) { return own; });
+    });
   }
 }
 
 // Sums of weighted gradients; the first term is its product alone. A weight of 0 takes no part.
-template <typename scalar_t, int kSize>
+template <typename scalar_t, int kSize, typename Group>
 class PackSums {
  public:
   using acc_t = acc_type<scalar_t>;
-  static constexpr int kPacks = kSummedPacks<scalar_t>;
 
-  __device__ __forceinline__ PackSums(const Packs<kSize>& packs, const Image& image) : packs_(packs), image_(image) {}
+  __device__ __forceinline__ PackSums(Group group, const Packs<kSize>& packs, const Image& image)
+      : group_(group), packs_(packs), image_(image) {}
 
   __device__ __forceinline__ void add(const scalar_t* row, acc_t outside, acc_t inside, const SampleBox& box) {
     if (outside == 0 && !box.exists()) return;
-    const bool aligned = packs_.aligned(row);
-    Pack<scalar_t, kSize> g[kPacks];
-#pragma unroll
-    for (int u = 0; u < kPacks; ++u)
-      if (const int count = packs_.count(u); count > 0)
-        g[u] = load_pack<kSize>(row + packs_.base + packs_.first(u), count, aligned);
-#pragma unroll
-    for (int u = 0; u < kPacks; ++u) {
-      if (packs_.count(u) <= 0) continue;
+    Pack<scalar_t, kSize> g[Group::count];
+    group_.load(g, packs_, row);
+    group_.for_each(packs_, [&](int u, int64_t first, int) {
       if (box.exists()) {
-        BoxWalk walk(image_, box, uint32_t(packs_.base + packs_.first(u)));
+        BoxWalk walk(image_, box, uint32_t(first));
 #pragma unroll
         for (int k = 0; k < kSize; ++k, walk.advance()) {
           const acc_t w = walk.inside() ? inside : outside;
@@ -187,47 +173,48 @@ class PackSums {
 #pragma unroll
         for (int k = 0; k < kSize; ++k) sum_[u][k] = fused_multiply_add(outside, to_acc(g[u].get(k)), sum_[u][k]);
       }
-    }
+    });
   }
   __device__ __forceinline__ void store(scalar_t* row) const {
-#pragma unroll
-    for (int u = 0; u < kPacks; ++u) {
-      if (packs_.count(u) <= 0) continue;
+    group_.for_each(packs_, [&](int u, int64_t first, int count) {
       Pack<scalar_t, kSize> result = {};
 #pragma unroll
       for (int k = 0; k < kSize; ++k) result.set(k, rounded<scalar_t>(sum_[u][k]));
-      store_pack<true>(row + packs_.base + packs_.first(u), result, packs_.count(u), true);
-    }
+      store_pack<true>(row + first, result, count, true);
+    });
   }
 
  private:
+  const Group group_;
   const Packs<kSize>& packs_;
   const Image& image_;
-  acc_t sum_[kPacks][kSize] = {};
+  acc_t sum_[Group::count][kSize] = {};
 };
 
 template <typename scalar_t>
-__global__ void __launch_bounds__(kTeamThreads, 3) mixup_bwd_kernel(const UnmixArguments<scalar_t> a) {
+__global__ void __launch_bounds__(kTeamThreads, kResidentBlocks)
+    mixup_bwd_kernel(const UnmixArguments<scalar_t> a) {
   using acc_t = acc_type<scalar_t>;
   constexpr int kSize = kPackOf<scalar_t, scalar_t>;
   const Place place = place_in(a.teams);
   if (place.size == 0) return;
   const int64_t i = place.row, batch = a.partners.batch;
   const Packs<kSize> packs(a.teams, place, a.out[i]);
-  PackSums<scalar_t, kSize> sums(packs, a.image);
   const auto weights_of = [&](int64_t k, int64_t partner) {
     return mix_weights(a.partners.lam.template at<acc_t>(k), k, partner, batch);
   };
-  const SampleBox none({0, 0, 0, 0});
-  if (a.clean.first != nullptr) sums.add(a.clean[i], acc_t(1), acc_t(1), none);
-  const int64_t partner = a.partners.of(i);
-  const MixWeights<acc_t> own = weights_of(i, partner);
-  sums.add(a.x[i], own.own, acc_t(0), box_of(a, i, is_bad(own) || partner == i));
-  for (int32_t k = a.lists.first[i]; k >= 0; k = a.lists.next[k]) {
-    const MixWeights<acc_t> w = weights_of(k, i);
-    sums.add(a.x[k], w.partner, acc_t(1), box_of(a, k, is_bad(w)));
-  }
-  sums.store(a.out[i]);
+  for_pack_groups<kSummedPacks<scalar_t>>(a.is_aligned && !packs.has_part(), [&](auto group) {
+    PackSums<scalar_t, kSize, decltype(group)> sums(group, packs, a.image);
+    if (a.clean.first != nullptr) sums.add(a.clean[i], acc_t(1), acc_t(1), SampleBox({0, 0, 0, 0}));
+    const int64_t partner = a.partners.of(i);
+    const MixWeights<acc_t> own = weights_of(i, partner);
+    sums.add(a.x[i], own.own, acc_t(0), box_of(a, i, is_bad(own) || partner == i));
+    for (int32_t k = a.lists.first[i]; k >= 0; k = a.lists.next[k]) {
+      const MixWeights<acc_t> w = weights_of(k, i);
+      sums.add(a.x[k], w.partner, acc_t(1), box_of(a, k, is_bad(w)));
+    }
+    sums.store(a.out[i]);
+  });
 }
 
 template <typename T>
@@ -242,22 +229,25 @@ void check_size(const char* op, const Mixing& m) {
                   ": expected samples of less than 2^31 elements with a box or of uint8 on CUDA");
 }
 
-// Whether every sample of the result begins with a whole pack.
+// Whether every sample begins with a whole pack.
 template <int kSize, typename T>
-bool begins_aligned(const Samples<T>& out) {
-  return has_aligned_packs<kSize>(out.first) && out.stride % kSize == 0;
+bool begins_aligned(const Samples<T>& samples) {
+  return has_aligned_packs<kSize>(samples.first) && samples.stride % kSize == 0;
 }
 
 template <typename in_t, typename out_t, int kPacks>
 Arguments<in_t, out_t> arguments(const Mixing& m) {
   constexpr int kSize = kPackOf<in_t, out_t>;
+  const auto x = samples<const in_t>(m.x);
   const auto out = samples<out_t>(m.out);
-  return {teams_for<kSize, kPacks>(m.partners.batch, m.layout.size, begins_aligned<kSize>(out), true),
-          samples<const in_t>(m.x),
+  const bool aligned = begins_aligned<kSize>(out);
+  return {teams_for<kSize, kPacks>(m.partners.batch, m.layout.size, aligned, true),
+          x,
           out,
           m.partners,
           m.layout,
-          m.partners.box == nullptr ? Image{} : Image{Divisor(m.layout.rows), Divisor(m.layout.row)}};
+          m.partners.box == nullptr ? Image{} : Image{Divisor(m.layout.rows), Divisor(m.layout.row)},
+          aligned && begins_aligned<kSize>(x)};
 }
 
 template <typename in_t, typename out_t>

@@ -8,6 +8,7 @@ namespace {
 template <typename T>
 struct SoftTargetRows : Logits2d<T> {
   using acc_t = acc_type<T>;
+  static constexpr int kResidentBlocks = sizeof(acc_t) == 4 ? 2 : 1;
   MixedLabels labels;
   const acc_t* class_weight;  // (C,) or null
   acc_t kept;                 // what label smoothing leaves
@@ -96,7 +97,7 @@ class RowGradientOf {
 inline constexpr int kGradientPacks = 4;
 
 template <typename scalar_t>
-__global__ void __launch_bounds__(kTeamThreads) cross_entropy_gradient_kernel(const GradientArguments<scalar_t> a) {
+__global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 4) cross_entropy_gradient_kernel(const GradientArguments<scalar_t> a) {
   constexpr int kSize = Held<scalar_t>::kSize;
   const Place place = place_in(a.teams);
   if (place.size == 0) return;
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kMostRowThreads) sum_class_weights_kernel(cons
                                                                           acc_t* result) {
   double sum = 0;
   for (int c = int(threadIdx.x); c < classes; c += int(blockDim.x)) sum += double(weight[c]);
-  sum = ThreadTeam(int(blockDim.x)).reduce<Sum>(sum, static_cast<double*>(shared_memory()));
+  sum = ThreadTeam::block().reduce<Sum>(sum, static_cast<double*>(shared_memory()));
   if (threadIdx.x == 0) *result = acc_t(sum);
 }
 

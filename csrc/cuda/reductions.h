@@ -19,12 +19,13 @@ struct Sum {
   }
 };
 
-// A power of 2 of threads: part of a warp, a warp, or the whole block.
+// 2^bits threads: part of a warp, a warp, or the whole block.
 struct ThreadTeam {
   int size, lane, index;  // lane: of the thread in its team; index: of the team in the block
 
-  __device__ __forceinline__ explicit ThreadTeam(int size)
-      : size(size), lane(int(threadIdx.x) % size), index(int(threadIdx.x) / size) {}
+  __device__ __forceinline__ explicit ThreadTeam(int bits)
+      : size(1 << bits), lane(int(threadIdx.x) & (size - 1)), index(int(threadIdx.x) >> bits) {}
+  __device__ __forceinline__ static ThreadTeam block() { return ThreadTeam(31 - __clz(int(blockDim.x))); }
 
   // Every thread of the team gets the same bits. `scratch`: a word for each warp, not used for another reduction
   // until every thread has passed a barrier.

@@ -47,7 +47,7 @@ __device__ __forceinline__ void write_row_loss(const RowLossOutput<acc_t>& out, 
     sum += partials[k].sum;
     invalid |= partials[k].invalid != 0;
   }
-  sum = ThreadTeam(int(blockDim.x)).reduce<Sum>(sum, scratch);
+  sum = ThreadTeam::block().reduce<Sum>(sum, scratch);
   const bool is_none = out.reduction == Reduction::kNone;
   if (any_in_block(invalid)) {
     const acc_t nan = acc_t(__builtin_nan(""));
@@ -68,21 +68,22 @@ __global__ void __launch_bounds__(kMostRowThreads) finish_row_loss_kernel(const 
 
 // Rows has
 //   scalar_t; int64_t rows; int32_t classes; Smoothing<acc_t> smoothing
+//   kResidentBlocks: of the largest size, on a multiprocessor, as far as registers go
 //   bool is_valid() const                               what all rows have in common
 //   auto target(int64_t i) const                        with a flag `valid`, and safe to go on with if not
 //   auto row(int64_t i, const Target&) const            a row source (row_softmax.h)
 //   auto scores(const Row&, const Target&) const        the logits of the target's classes
 //   acc_t term(const Target&, const Scores&, const RowTotals&) const
 template <typename Rows>
-__global__ void __launch_bounds__(256, 4)
-    row_loss_kernel(const Rows p, const RowLossOutput<acc_type<typename Rows::scalar_t>> out, int team_size) {
+__global__ void __launch_bounds__(kMostRowThreads, Rows::kResidentBlocks)
+    row_loss_kernel(const Rows p, const RowLossOutput<acc_type<typename Rows::scalar_t>> out, int team_bits) {
   using scalar_t = typename Rows::scalar_t;
   using acc_t = acc_type<scalar_t>;
   RowShared<acc_t>& shared = *static_cast<RowShared<acc_t>*>(shared_memory());
   const bool is_cluster = out.partials == nullptr && gridDim.x > 1;
   if (is_cluster) ClusterGroup::sync();  // the first block's shared memory must exist before it is written
-  const ThreadTeam team(team_size);
-  const int teams = int(blockDim.x) / team_size;
+  const ThreadTeam team(team_bits);
+  const int teams = int(blockDim.x) >> team_bits;
   double sum = 0;
   bool invalid = !p.is_valid();
   for (int64_t begin = int64_t(blockIdx.x) * teams; begin < p.rows; begin += int64_t(gridDim.x) * teams) {
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(256, 4)
     else
       sum += double(term);
   }
-  sum = ThreadTeam(int(blockDim.x)).reduce<Sum>(sum, shared.sums);
+  sum = ThreadTeam::block().reduce<Sum>(sum, shared.sums);
   invalid = any_in_block(invalid);
   const RowPartial partial{sum, double(invalid)};
   if (out.partials != nullptr) {
@@ -119,32 +120,32 @@ __global__ void __launch_bounds__(256, 4)
 }
 
 struct RowDivision {
-  int team, threads, blocks;
+  int team_bits, threads, blocks;
   bool is_cluster;  // or a single block
 };
 
 template <typename scalar_t>
 RowDivision divide_rows(int64_t rows, int64_t classes, const DeviceLimits& limits) {
   using H = Held<scalar_t>;
-  // Up to a warp: as wide as four packs for each thread allow, but whole lines of memory. Beyond: a block, whose
-  // tile holds the row if it can.
+  // Up to two tiles of a warp: teams just wide enough for a tile, but not below whole lines of memory. Beyond: blocks,
+  // whose tile holds the row if it can.
   const int64_t packs = ceil_divide(std::max<int64_t>(classes, 1), H::kSize);
-  int64_t team = std::max(power_of_two(ceil_divide(packs, 4)), std::min<int64_t>(4, power_of_two(packs)));
-  if (classes <= kWarp * H::kElements)
-    team = std::min<int64_t>(team, kWarp);
+  int64_t team = power_of_two(ceil_divide(packs, H::kPacks));
+  if (classes <= 2 * kWarp * H::kElements)
+    team = std::clamp<int64_t>(team, std::min<int64_t>(4, power_of_two(packs)), kWarp);
   else
-    team = std::clamp<int64_t>(power_of_two(ceil_divide(classes, H::kElements)), 2 * kWarp, kMostRowThreads);
+    team = std::clamp<int64_t>(team, 2 * kWarp, kMostRowThreads);
   const int64_t bytes = rows * classes * int64_t(sizeof(scalar_t));
   const auto blocks = [&](int64_t threads) { return std::max<int64_t>(1, ceil_divide(rows, threads / team)); };
   const bool in_block = team > kWarp;
   if (bytes <= (limits.has_clusters ? kMostClusterBytes : kMostClusterBytes / kMostClusterBlocks)) {
     const int threads = in_block ? int(team) : kMostRowThreads;
     const int64_t most = limits.has_clusters ? kMostClusterBlocks : 1;
-    return {int(team), threads, int(std::min(most, power_of_two(blocks(threads)))), true};
+    return {std::countr_zero(uint64_t(team)), threads, int(std::min(most, power_of_two(blocks(threads)))), true};
   }
   const int threads = in_block ? int(team) : kTeamThreads;
   const int64_t resident = int64_t(limits.multiprocessors) * (2048 / threads);
-  return {int(team), threads, int(std::min(resident, blocks(threads))), false};
+  return {std::countr_zero(uint64_t(team)), threads, int(std::min(resident, blocks(threads))), false};
 }
 
 template <typename Rows>
@@ -157,12 +158,12 @@ void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& 
   Launch how{division.blocks, division.threads, sizeof(RowShared<acc_t>)};
   if (division.is_cluster) {
     how.cluster = division.blocks;
-    scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team);
+    scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team_bits);
     return;
   }
   const Tensor partials = new_contiguous({division.blocks, 2}, ScalarType::Double, given.stats);
   out.partials = data<RowPartial>(partials);
-  scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team);
+  scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team_bits);
   scope.launch({1, kMostRowThreads, how.shared_bytes}, finish_row_loss_kernel<acc_t>, out, division.blocks);
 }
 

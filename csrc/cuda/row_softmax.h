@@ -12,12 +12,11 @@ namespace icm {
 inline constexpr int kMostRowThreads = 512;
 inline constexpr int kMostRowWarps = kMostRowThreads / kWarp;
 
-// What one thread holds of a tile: 128 bytes of sums' type, in packs.
+// What one thread holds of a tile, as it was read: 16-bit logits are widened twice rather than kept twice as wide.
 template <typename scalar_t>
 struct Held {
-  static constexpr int kSize = kPackBytes / int(sizeof(scalar_t));
-  static constexpr int kElements = 128 / int(sizeof(acc_type<scalar_t>));
-  static constexpr int kPacks = kElements / kSize;
+  static constexpr int kSize = kPackBytes / int(sizeof(scalar_t)), kPacks = 4;
+  static constexpr int kElements = kSize * kPacks;
 };
 
 template <typename acc_t>
@@ -120,15 +119,12 @@ class RowSummation {
 #pragma unroll
     for (int u = 0; u < H::kPacks; ++u)
       if (const int c = first(begin, u); c < classes_) raw[u] = row_.load(c, min(H::kSize, classes_ - c));
-    acc_t x[H::kPacks][H::kSize], largest = maximum_;
+    acc_t largest = maximum_;
 #pragma unroll
     for (int u = 0; u < H::kPacks; ++u)
       if (first(begin, u) < classes_) {
 #pragma unroll
-        for (int k = 0; k < H::kSize; ++k) {
-          x[u][k] = row_.value(raw[u], k);
-          largest = max(largest, x[u][k]);
-        }
+        for (int k = 0; k < H::kSize; ++k) largest = max(largest, row_.value(raw[u], k));
       }
     if (is_only)
       maximum_ = team_.reduce<Maximum>(largest, scratch_->maxima);
@@ -140,18 +136,18 @@ class RowSummation {
       if (const int c = first(begin, u); c < classes_) {
         acc_t sum = 0;
 #pragma unroll
-        for (int k = 0; k < H::kSize; ++k) sum += exp2_flushed(shifted(x[u][k], offset));
+        for (int k = 0; k < H::kSize; ++k) sum += exp2_flushed(shifted(row_.value(raw[u], k), offset));
         sum_ += sum;
-        if (smoothing_.exists()) add_smoothed(c, x[u], offset);
+        if (smoothing_.exists()) add_smoothed(c, raw[u], offset);
       }
   }
 
-  __device__ __forceinline__ void add_smoothed(int c, const acc_t (&x)[H::kSize], acc_t offset) {
+  __device__ __forceinline__ void add_smoothed(int c, const typename Row::Raw& raw, acc_t offset) {
 #pragma unroll
     for (int k = 0; k < H::kSize; ++k) {
       if (c + k >= classes_) continue;
       const acc_t weight = smoothing_.weight == nullptr ? acc_t(1) : smoothing_.weight[c + k];
-      smoothed_ += weight * shifted(x[k], offset);
+      smoothed_ += weight * shifted(row_.value(raw, k), offset);
       seen_ += weight;
     }
   }

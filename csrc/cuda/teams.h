@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 
 #include "divisor.h"
 #include "packs.h"
@@ -17,7 +18,7 @@ inline constexpr int64_t kReuseBytes = int64_t(16) << 20;
 
 struct Teams {
   int64_t rows, size;  // elements of a row
-  int32_t team;        // threads, a power of 2
+  int32_t team_bits;   // a team has 2^team_bits threads
   int32_t elements;    // of a chunk
   Divisor row_groups;  // rows, in groups of as many as a block has teams
 };
@@ -29,11 +30,11 @@ struct Place {
 };
 
 __device__ __forceinline__ Place place_in(const Teams& t) {
-  const int thread = int(threadIdx.x), team = thread / t.team;
+  const int thread = int(threadIdx.x), team = thread >> t.team_bits;
   const uint32_t chunk = t.row_groups.quotient(blockIdx.x), group = blockIdx.x - chunk * t.row_groups.divisor;
-  const int64_t row = int64_t(group) * (kTeamThreads / t.team) + team;
+  const int64_t row = int64_t(group) * (kTeamThreads >> t.team_bits) + team;
   const bool exists = row < t.rows;
-  return {exists ? row : 0, int64_t(chunk) * t.elements, exists ? t.size : 0, thread - team * t.team};
+  return {exists ? row : 0, int64_t(chunk) * t.elements, exists ? t.size : 0, thread - (team << t.team_bits)};
 }
 
 // The packs of one thread, aligned in the row at `out`: that is what is written. They begin up to a pack before the
@@ -52,16 +53,20 @@ struct Packs {
     least = base < 0 ? int(-base) : 0;
     past = left > t.elements ? t.elements : left < 0 ? 0 : int(left);
     begin = place.lane * kSize;
-    step = t.team * kSize;
+    step = kSize << t.team_bits;
   }
-  // From base on: the first element of the thread's pack u, and how many it has, none or fewer if it is past the end.
-  __device__ __forceinline__ int first(int u) const {
-    const int at = begin + u * step;
-    return at < least ? least : at;
-  }
+  // From base on: where pack u begins, the first of its elements that exists, and how many do, none or fewer if it is
+  // past the end.
+  __device__ __forceinline__ int at(int u) const { return begin + u * step; }
+  __device__ __forceinline__ int first(int u) const { return at(u) < least ? least : at(u); }
   __device__ __forceinline__ int count(int u) const {
-    const int at = begin + u * step, end = at + kSize < past ? at + kSize : past;
-    return end - (at < least ? least : at);
+    const int end = at(u) + kSize;
+    return (end < past ? end : past) - first(u);
+  }
+  // Whether one of the thread's packs exists in part. Otherwise count() is kSize or not positive.
+  __device__ __forceinline__ bool has_part() const {
+    const bool is_last = past % kSize != 0 && (past / kSize - begin / kSize) % (step / kSize) == 0;
+    return is_last || (begin < least);
   }
   // Whether a row can be read in packs where the result is written in packs.
   template <typename T>
@@ -69,6 +74,55 @@ struct Packs {
     return has_aligned_packs<kSize>(row + base);
   }
 };
+
+// Packs of a thread that are treated together: all of them where they are whole and every row is aligned, so that
+// their loads are under way together and nothing else is in between; else one.
+template <int kCount, bool kWhole>
+struct PackGroup {
+  static constexpr int count = kCount;
+  static constexpr bool whole = kWhole;
+  int first;
+
+  // The packs of a row; what does not exist is left as it is.
+  template <int kSize, typename T>
+  __device__ __forceinline__ void load(Pack<T, kSize> (&loaded)[kCount], const Packs<kSize>& packs, const T* row,
+                                       int64_t stride = 1) const {
+    const bool aligned = kWhole || (stride == 1 && packs.aligned(row));
+#pragma unroll
+    for (int u = 0; u < kCount; ++u) {
+      const int count = this->elements(packs, u);
+      if (count > 0)
+        loaded[u] = load_pack<kSize>(row + this->position(packs, u) * stride, count, aligned, T{}, stride);
+    }
+  }
+  // Calls body(u, first element, how many) for each pack that exists.
+  template <int kSize, typename Body>
+  __device__ __forceinline__ void for_each(const Packs<kSize>& packs, const Body& body) const {
+#pragma unroll
+    for (int u = 0; u < kCount; ++u)
+      if (const int count = this->elements(packs, u); count > 0) body(u, this->position(packs, u), count);
+  }
+
+ private:
+  template <int kSize>
+  __device__ __forceinline__ int elements(const Packs<kSize>& packs, int u) const {
+    return kWhole ? (packs.at(first + u) < packs.past ? kSize : 0) : packs.count(first + u);
+  }
+  template <int kSize>
+  __device__ __forceinline__ int64_t position(const Packs<kSize>& packs, int u) const {
+    return packs.base + (kWhole ? packs.at(first + u) : packs.first(first + u));
+  }
+};
+
+template <int kPacks, typename Body>
+__device__ __forceinline__ void for_pack_groups(bool all_whole, const Body& body) {
+  if (all_whole) {
+    body(PackGroup<kPacks, true>{0});
+  } else {
+#pragma unroll 1
+    for (int u = 0; u < kPacks; ++u) body(PackGroup<1, false>{u});
+  }
+}
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -86,7 +140,7 @@ Teams teams_for(int64_t rows, int64_t size, bool aligned, bool reused) {
   int64_t team = std::min<int64_t>(kTeamThreads, power_of_two(ceil_divide(packs, kPacks)));
   team = std::max(team, std::min<int64_t>(8, power_of_two(packs)));  // whole lines of 128 bytes
   while (reused && team > kWarp && rows * team * kPacks * kPackBytes > kReuseBytes) team /= 2;
-  Teams t{rows, size, int32_t(team), int32_t(team) * kPacks * kSize, {}};
+  Teams t{rows, size, std::countr_zero(uint64_t(team)), int32_t(team) * kPacks * kSize, {}};
   t.row_groups = Divisor(std::max<int64_t>(1, ceil_divide(rows, kTeamThreads / team)));
   return t;
 }

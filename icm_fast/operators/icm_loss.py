@@ -31,7 +31,7 @@ AXES = {"both": (True, True), "class": (True, False), "pair": (False, True)}
 def plan_size(backend: str, columns: int, classes: int) -> int:
     """int32 words in the plan of a backend; the kernel returns exactly so many."""
     if backend == "cuda":
-        return 256 + 14 * columns
+        return 256 + 24 * columns
     if backend == "triton":
         return 16 + 8 * columns
     return 0

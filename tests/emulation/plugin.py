@@ -56,7 +56,7 @@ def _install() -> None:
             torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU") for name in names
         )
 
-    _backends._unavailable = lambda name: None if name == "cuda" else unavailable(name)
+    _backends._unavailable = lambda name: None if name == "cuda" else unavailable(name)  # type: ignore[assignment]
     _backends._devices = lambda backend: ("cpu",) if backend == "cuda" else devices(backend)
     _backends.has_kernel = has_emulated_kernel
 

@@ -142,6 +142,7 @@ using simt::Launch;
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(const Launch& how, cudaStream_t, void (*kernel)(Parameters...),
                           Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable_v<Parameters> && ...) && (sizeof(Parameters) + ... + 0) <= 4096);
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> parameters;
