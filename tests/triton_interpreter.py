@@ -16,7 +16,7 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from icm_fast.triton import icm_loss
+from icm_fast.triton import _rows, am_mixup_loss, icm_loss, mixup_cross_entropy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     interpreter._convert_float = convert_float
     if not config.getoption("--shipped-tiles"):
         icm_loss.tiles_for = larger_tiles
+        am_mixup_loss.row_tile = mixup_cross_entropy.row_tile = larger_row_tile
 
 
 @functools.cache
@@ -63,3 +64,7 @@ def larger_tiles(rows: int, dtype: torch.dtype) -> Any:
     return dataclasses.replace(
         shipped(rows, dtype), rows=32, columns=64, classes=64, entries=64, gradient_classes=64, programs=4
     )
+
+
+def larger_row_tile(classes: int, dtype: torch.dtype) -> Any:
+    return _rows.row_tile(classes, dtype)._replace(rows=64)

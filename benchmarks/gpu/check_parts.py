@@ -127,9 +127,8 @@ def sanitizer(tool: str) -> list[str] | None:
     if found is None:
         return None
     # torch probes for functions that a driver may lack, which is no error. 0: no limit on the start of Python.
-    extra = ["--report-api-errors", "no"] if tool == "memcheck" else []
-    options = ["--launch-timeout", "0", "--target-processes", "application-only", "--print-limit", "20"]
-    return [found, "--tool", tool, "--error-exitcode", str(FOUND), *options, *extra]
+    options = ["--report-api-errors", "no", "--launch-timeout", "0", "--target-processes", "application-only"]
+    return [found, "--tool", tool, "--error-exitcode", str(FOUND), "--print-limit", "20", *options]
 
 
 def said_by_tool(tool: str, finished: Finished) -> Outcome | None:

@@ -193,8 +193,11 @@ class IcmLossBackward {
     const acc_t unit = gradient_unit(grad_row, s_.rows, gradient_unit(grad_column, n, acc_t(1)));
     const double factor = grad_factor / double(unit);
     const bool repaired = std::isnan(rows.weight[0]);
-    for (int64_t j = 0; j < n; ++j)
-      column_factor_[j] = pair_axis ? acc_t(factor * grad_column[j]) / columns.sum[j] : acc_t(0);
+    for (int64_t j = 0; j < n;
+         ++j) {  // a column that no row here owns may have no sum, and then no gradient either
+      const acc_t g = pair_axis ? acc_t(factor * grad_column[j]) : acc_t(0);
+      column_factor_[j] = g == acc_t(0) ? acc_t(0) : g / columns.sum[j];
+    }
     for (int64_t i = 0; i < s_.rows; ++i) {
       const acc_t g_row = class_axis ? acc_t(factor * grad_row[i]) : acc_t(0);
       const acc_t g_column = pair_axis ? acc_t(factor * grad_column[s_.diagonal + i]) : acc_t(0);

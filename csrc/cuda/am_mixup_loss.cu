@@ -78,97 +78,90 @@ struct GradientArguments {
   RowStats<acc_t> stats;
   IncomingGradient<acc_t> incoming;
   scalar_t* dlogits;  // contiguous
+  bool is_aligned;    // every row of logits and of dlogits begins with a whole pack
 };
 
 // Of a thread, which keeps two rows' logits and a sum for each element.
 inline constexpr int kSummedPacks = 2;
 
-template <typename scalar_t>
+template <typename scalar_t, typename Group>
 class GradientSums {
  public:
   using acc_t = acc_type<scalar_t>;
-  static constexpr int kSize = Held<scalar_t>::kSize, kPacks = kSummedPacks;
-  using Loaded = Pack<scalar_t, kSize>[kPacks];
+  static constexpr int kSize = Held<scalar_t>::kSize;
+  using Loaded = Pack<scalar_t, kSize>[Group::count];
 
-  __device__ __forceinline__ GradientSums(const GradientArguments<scalar_t>& a, const Packs<kSize>& packs)
-      : a_(a), packs_(packs) {}
+  __device__ __forceinline__ GradientSums(Group group, const GradientArguments<scalar_t>& a, const Packs<kSize>& packs)
+      : group_(group), a_(a), packs_(packs) {}
 
   __device__ __forceinline__ void load(int64_t i, Loaded& loaded) const {
-    const int64_t stride = a_.rows.class_stride;
-    const scalar_t* const row = a_.rows.at(i);
-    const bool aligned = stride == 1 && packs_.aligned(row);
-#pragma unroll
-    for (int u = 0; u < kPacks; ++u)
-      if (const int count = packs_.count(u); count > 0)
-        loaded[u] = load_pack<kSize>(row + (packs_.base + packs_.first(u)) * stride, count, aligned, scalar_t{}, stride);
+    group_.load(loaded, packs_, a_.rows.at(i), a_.rows.class_stride);
   }
   // Adds weight * dM_i, where M_i is mixed of these logits.
   __device__ __forceinline__ void add(int64_t i, const MixedRow<acc_t>& target, acc_t weight, const Loaded& own,
                                       const Loaded& partner) {
     const LogitMix<acc_t> mix{target.own_weight};
     const acc_t g = weight * a_.incoming.of(i), maximum = a_.stats.maximum[i], factor = g / a_.stats.sum[i];
-#pragma unroll
-    for (int u = 0; u < kPacks; ++u) {
-      if (packs_.count(u) <= 0) continue;
+    group_.for_each(packs_, [&](int u, int64_t c, int) {
 #pragma unroll
       for (int k = 0; k < kSize; ++k) {
         const acc_t mixed = mix(to_acc(own[u].get(k)), to_acc(partner[u].get(k)));
         sum_[u][k] = fused_multiply_add(exp2_flushed(shifted(mixed, maximum)), factor, sum_[u][k]);
       }
-      const int64_t at = target.label - (packs_.base + packs_.first(u));
-      if (at < 0 || at >= kSize) continue;
+      const int64_t at = target.label - c;
+      if (at < 0 || at >= kSize) return;
 #pragma unroll
       for (int k = 0; k < kSize; ++k)
         if (at == k) sum_[u][k] -= g;
-    }
+    });
   }
   __device__ __forceinline__ void store(scalar_t* row, bool is_invalid) const {
-#pragma unroll
-    for (int u = 0; u < kPacks; ++u)
-      if (const int count = packs_.count(u); count > 0) {
-        Pack<scalar_t, kSize> d = {};
-#pragma unroll
-        for (int k = 0; k < kSize; ++k)
-          d.set(k, rounded<scalar_t>(is_invalid ? acc_t(__builtin_nan("")) : sum_[u][k]));
-        store_pack<false>(row + packs_.base + packs_.first(u), d, count, true);
-      }
+    group_.for_each(packs_, [&](int u, int64_t c, int count) {
+      const auto d = Pack<scalar_t, kSize>::of(
+          [&](int k) { return is_invalid ? acc_t(__builtin_nan("")) : sum_[u][k]; });
+      store_pack<false>(row + c, d, count, true);
+    });
   }
 
  private:
+  const Group group_;
   const GradientArguments<scalar_t>& a_;
   const Packs<kSize>& packs_;
-  acc_t sum_[kPacks][kSize] = {};
+  acc_t sum_[Group::count][kSize] = {};
 };
 
 template <typename scalar_t>
 __global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 3)
     am_gradient_kernel(const GradientArguments<scalar_t> a) {
-  using Sums = GradientSums<scalar_t>;
+  constexpr int kSize = Held<scalar_t>::kSize;
   const Place place = place_in(a.teams);
   if (place.size == 0) return;
   const int64_t j = place.row;
   scalar_t* const out = a.dlogits + j * place.size;
-  const Packs<Sums::kSize> packs(a.teams, place, out);
-  Sums sums(a, packs);
-  typename Sums::Loaded own = {}, other = {};
-  sums.load(j, own);
-  // A maximum that is NaN marks an invalid target, and this row alone cannot tell of the others.
-  const auto target = a.rows.target(j);
-  const bool is_invalid = !target.valid || is_nan(a.stats.maximum[j]);
-  if (!is_invalid) {
-    if (target.own_weight != 0) {
-      if (target.partner != j) sums.load(target.partner, other);
-      sums.add(j, target, target.own_weight, own, other);
+  const Packs<kSize> packs(a.teams, place, out);
+  for_pack_groups<kSummedPacks>(a.is_aligned && !packs.has_part, [&](auto group) {
+    using Sums = GradientSums<scalar_t, decltype(group)>;
+    Sums sums(group, a, packs);
+    typename Sums::Loaded own = {}, other = {};
+    sums.load(j, own);
+    // A maximum that is NaN marks an invalid target, and this row alone cannot tell of the others.
+    const auto target = a.rows.target(j);
+    const bool is_invalid = !target.valid || is_nan(a.stats.maximum[j]);
+    if (!is_invalid) {
+      if (target.own_weight != 0) {
+        if (target.partner != j) sums.load(target.partner, other);
+        sums.add(j, target, target.own_weight, own, other);
+      }
+      for (int32_t i = a.lists.first[j]; i >= 0; i = a.lists.next[i]) {
+        const auto source = a.rows.target(i);
+        const auto rest = partner_weight(source.own_weight);
+        if (rest == 0) continue;
+        sums.load(i, other);
+        sums.add(i, source, rest, other, own);
+      }
     }
-    for (int32_t i = a.lists.first[j]; i >= 0; i = a.lists.next[i]) {
-      const auto source = a.rows.target(i);
-      const auto rest = partner_weight(source.own_weight);
-      if (rest == 0) continue;
-      sums.load(i, other);
-      sums.add(i, source, rest, other, own);
-    }
-  }
-  sums.store(out, is_invalid);
+    sums.store(out, is_invalid);
+  });
 }
 
 template <typename scalar_t>
@@ -190,7 +183,9 @@ void write_gradient(const RowMix& given, const RowGradient& out) {
                                       listed.lists(),
                                       row_stats_of<acc_t>(out.stats),
                                       {out.grad, term_factor(out.reduction, rows.rows)},
-                                      dlogits};
+                                      dlogits,
+                                      aligned && rows.class_stride == 1 && rows.row_stride % kSize == 0 &&
+                                          has_aligned_packs<kSize>(rows.logits)};
   launch_teams(scope, given.op, am_gradient_kernel<scalar_t>, a, aligned, kSize);
 }
 

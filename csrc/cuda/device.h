@@ -134,48 +134,69 @@ struct Launch {
   bool cooperative = false;  // for GridGroup
 };
 
-// Launches and returns cudaGetLastError or the launch's own error.
+// Lets a kernel have as much dynamic shared memory as a block can get. To the most there is, not to what one launch
+// needs: two threads of the host may launch the same kernel with different sizes.
+inline cudaError_t allow_shared_memory(const void* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  int device = 0, most = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+}
+
+// The attributes of a launch, and a configuration that points to them.
+struct LaunchConfiguration {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+
+  LaunchConfiguration(const Launch& how, cudaStream_t stream) {
+    config.gridDim = dim3(unsigned(how.blocks));
+    config.blockDim = dim3(unsigned(how.threads));
+    config.dynamicSmemBytes = how.shared_bytes;
+    config.stream = stream;
+    config.attrs = attributes;
+    if (how.cluster > 1) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+      attributes[config.numAttrs].val.clusterDim.x = unsigned(how.cluster);
+      attributes[config.numAttrs].val.clusterDim.y = 1;
+      attributes[config.numAttrs].val.clusterDim.z = 1;
+      ++config.numAttrs;
+    }
+    if (how.cooperative) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+      attributes[config.numAttrs].val.cooperative = 1;
+      ++config.numAttrs;
+    }
+  }
+  LaunchConfiguration(const LaunchConfiguration&) = delete;
+};
+
+// Launches, and leaves no error behind for the next launch to find.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(const Launch& how, cudaStream_t stream, void (*kernel)(Parameters...),
                           Arguments&&... arguments) {
-  if (how.shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, int(how.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(how.blocks));
-  config.blockDim = dim3(unsigned(how.threads));
-  config.dynamicSmemBytes = how.shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  if (how.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs].val.clusterDim.x = unsigned(how.cluster);
-    attributes[config.numAttrs].val.clusterDim.y = 1;
-    attributes[config.numAttrs].val.clusterDim.z = 1;
-    ++config.numAttrs;
-  }
-  if (how.cooperative) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-    attributes[config.numAttrs].val.cooperative = 1;
-    ++config.numAttrs;
-  }
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-  return error != cudaSuccess ? error : cudaGetLastError();
+  LaunchConfiguration launch(how, stream);
+  cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel), how.shared_bytes);
+  if (error == cudaSuccess)
+    error = cudaLaunchKernelEx(&launch.config, kernel, static_cast<Parameters>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
 }
 
-// Blocks of a kernel that fit on one multiprocessor at once.
+// Clusters of such a launch that the device can hold at once; 0 where it has none, and where the code that it would run
+// was compiled for a device without them.
 template <typename... Parameters>
-int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
-  int blocks = 0;
-  if (shared_bytes > 48 * 1024)
-    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         int(shared_bytes));
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes);
-  return blocks;
+int resident_clusters(const Launch& how, void (*kernel)(Parameters...)) {
+  LaunchConfiguration launch(how, nullptr);
+  cudaFuncAttributes attributes{};
+  int clusters = 0;
+  const bool answered =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess &&
+      attributes.ptxVersion >= 90 &&
+      allow_shared_memory(reinterpret_cast<const void*>(kernel), how.shared_bytes) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess;
+  cudaGetLastError();
+  return answered ? clusters : 0;
 }
 
 struct DeviceLimits {

@@ -86,7 +86,11 @@ struct GradientTile {
       const int r = lane_row<kRows>();
       acc_t e;
       if constexpr (kFactored) {
-        e = kIsB ? g.tile.at(entry.other, r) * self_as_b : self * g.tile.partner_at(entry.other, r);
+        const int32_t other = entry.other;
+        if constexpr (kIsB)
+          e = g.tile.at(other, r) * self_as_b;
+        else
+          e = self * (entry.w_other == acc_t(0) ? self_as_b : g.tile.partner_at(other, r));
       } else {
         const acc_t other = g.tile.at(entry.other, r);
         e = exp2_flushed(kIsB ? mixed_score(entry.w_other, other, entry.w_self, self, Fma())
@@ -108,11 +112,9 @@ struct GradientTile {
         const acc_t x = distance_score(g.tile, column, lane_row<kRows>(), row.offset);
         sum += exp2_flushed((x - row.shift) * g.sigma) * row.alpha;
       }
-      if (g.factors.pair_axis) {
+      if (g.factors.pair_axis && beta != acc_t(0)) {
         const acc_t y = distance_score(g.tile, column, lane_row<kRows>(), g.sums.offset[0]);
-        const acc_t below = (y - g.sums.shift[entry.column]) * g.sigma;
-        // The shift of a column that only other processes own may be anything; its beta is 0.
-        sum += exp2_flushed(below > 0 ? acc_t(0) : below) * beta;
+        sum += exp2_flushed((y - g.sums.shift[entry.column]) * g.sigma) * beta;
       }
       return sum;
     }

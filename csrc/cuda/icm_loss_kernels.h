@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       f.plan.columns = extra.plan.columns;
       f.plan.present = extra.plan.present;
     }
-    plan_columns(f.labels, f.logits.classes, f.plan, TileType::factored, extra.slot_of, shared.counters);
+    plan_columns(f.labels, f.logits.classes, f.plan, extra.slot_of, shared.counters);
   }
   if (f.plan.header[kIsInvalid] != 0) return forward_of_invalid(f, run);
   acc_t* tile_values = kTileInShared ? shared.tile : f.scratch.tiles + rank * tile_size;
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Share share{rank, run.workers, run.tiles};
   const int64_t padded = column_blocks(f.labels.count) * kWarp;
   const auto partial_of = [&](int worker) {
-    if constexpr (Group::has_shared) return Group::at(extra.partial, worker);
+    if constexpr (Group::has_shared) return worker == rank ? extra.partial : Group::at(extra.partial, worker);
     return f.scratch.partial + worker * padded;
   };
 
@@ -154,9 +154,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 // Columns and used classes of a large batch. One block.
 template <typename acc_t>
 __global__ void __launch_bounds__(1024)
-    icm_loss_plan_kernel(MixedLabels labels, int64_t classes, Plan<acc_t> plan, bool factored,
-                         int32_t* slot_of) {
-  plan_columns(labels, classes, plan, factored, slot_of, static_cast<int32_t*>(shared_memory()));
+    icm_loss_plan_kernel(MixedLabels labels, int64_t classes, Plan<acc_t> plan, int32_t* slot_of) {
+  plan_columns(labels, classes, plan, slot_of, static_cast<int32_t*>(shared_memory()));
 }
 
 template <typename acc_t>
@@ -210,7 +209,9 @@ __global__ void __launch_bounds__(kFactorThreads) icm_loss_factors_kernel(Backwa
   const int32_t entries = is_valid ? b.plan.first[2 * b.plan.header[kUsedClasses]] : 0;
   for (int64_t k = self; k < entries; k += threads) {
     const int64_t j = b.plan.entries[k].column;
-    b.beta[k] = b.pair_axis ? acc_t(factor * double(grad_column.at<acc_t>(j))) / b.sums.sum[j] : acc_t(0);
+    // A column that no row here owns may have no sum of its own, and then has no gradient either.
+    const acc_t g = b.pair_axis ? acc_t(factor * double(grad_column.at<acc_t>(j))) : acc_t(0);
+    b.beta[k] = g == acc_t(0) ? acc_t(0) : g / b.sums.sum[j];
   }
   for (int64_t i = self; i < b.logits.rows; i += threads) {
     const acc_t g_row = b.class_axis ? acc_t(factor * double(grad_row.at<acc_t>(i))) : acc_t(0);

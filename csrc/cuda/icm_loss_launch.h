@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <mutex>
 
 #include "icm_loss_kernels.h"
 #include "runtime.h"
@@ -78,7 +80,6 @@ inline constexpr TileCost kTileCosts[] = {
     {{16, true, false, true}, 0.9, 7.0},
 };
 
-// What both passes must agree on: the plan of a factored division is of another form.
 template <typename acc_t>
 bool is_factored(int64_t columns, int64_t classes, bool one_lam, const DeviceLimits& limits) {
   if (sizeof(acc_t) == 8 || !one_lam || columns < kLeastFactored) return false;
@@ -127,9 +128,25 @@ size_t shared_bytes_of(const Division& division, const ForwardRun& run, int64_t 
   return bytes;
 }
 
+// Whether a cluster of one-block processors can be had: the device has them, this build has code for them, and the part
+// of the device that is ours is large enough.
+inline bool clusters_fit(const DeviceScope& device, const DeviceLimits& limits) {
+  static std::mutex mutex;
+  static std::array<int, 64> known{};  // 0: not asked yet
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& answer = known[size_t(device.index() < 0 ? 0 : device.index()) % known.size()];
+  if (answer == 0) {
+    const Launch largest{kClusterBlocks, kThreads, size_t(limits.shared_bytes), kClusterBlocks};
+    answer =
+        resident_clusters(largest, icm_loss_forward_kernel<Tile<float, 32>, ClusterGroup, true>) > 0 ? 1 : -1;
+  }
+  return answer > 0;
+}
+
 template <typename acc_t>
 ForwardChoice choose_forward(int64_t rows, int64_t columns, int64_t classes, bool one_lam,
-                             const DeviceLimits& limits) {
+                             const DeviceScope& device) {
+  const DeviceLimits limits = device.limits();
   ForwardChoice choice{};
   choice.run.plans_inside = columns <= kMostPlannedInside && classes <= kMostClassesInside;
   const auto bytes_of = [&](const Division& division) {
@@ -144,7 +161,8 @@ ForwardChoice choose_forward(int64_t rows, int64_t columns, int64_t classes, boo
   if constexpr (sizeof(acc_t) == 4) {
     settle({32, true, true, false});
     if (limits.has_clusters && choice.run.plans_inside && choice.blocks() <= kClusterBlocks &&
-        choice.run.workers == choice.run.tiles && choice.shared_bytes <= size_t(limits.shared_bytes))
+        choice.run.workers == choice.run.tiles && choice.shared_bytes <= size_t(limits.shared_bytes) &&
+        clusters_fit(device, limits))
       return choice;
   }
   choice.run.workers = limits.multiprocessors;  // at most; a part of the shared memory grows with it
@@ -171,7 +189,7 @@ template <typename acc_t>
 void launch_forward(const DeviceScope& device, const Forward<acc_t>& f, const ForwardChoice& choice) {
   if (!choice.run.plans_inside)
     device.launch({1, 1024, kPrefixScratch * sizeof(int32_t)}, icm_loss_plan_kernel<acc_t>, f.labels,
-                  f.logits.classes, f.plan, choice.division.factored, f.scratch.slot_of);
+                  f.logits.classes, f.plan, f.scratch.slot_of);
   Launch how{choice.blocks(), kThreads, choice.shared_bytes};
   if constexpr (sizeof(acc_t) == 4) {
     if (choice.division.is_cluster) {

@@ -39,11 +39,10 @@ __device__ __forceinline__ void clear(int32_t* begin, const int32_t* end) {
   for (int32_t* word = begin + threadIdx.x; word < end; word += blockDim.x) *word = 0;
 }
 
-// Fills columns, present and the header. `slot_of`: a word for each class. `factored`: slot_b of a pure class names it
-// once more, because both of its factors make the exponential.
+// Fills columns, present and the header. `slot_of`: a word for each class.
 template <typename acc_t>
 __device__ void plan_columns(const MixedLabels& labels, int64_t classes, const Plan<acc_t>& plan,
-                             bool factored, int32_t* slot_of, int32_t* scratch) {
+                             int32_t* slot_of, int32_t* scratch) {
   const int64_t count = labels.count, threads = blockDim.x, self = threadIdx.x;
   for (int64_t c = self; c < classes; c += threads) slot_of[c] = 0;
   sync_block();
@@ -56,31 +55,30 @@ __device__ void plan_columns(const MixedLabels& labels, int64_t classes, const P
     slot_of[mixed.b] = 1;
   }
   const bool invalid = any_in_block(bad);
+  // A run of classes for each thread: a million classes in some sixty turns.
+  constexpr int64_t run = 16;
   int32_t used = 0;
-  for (int64_t begin = 0; begin < classes; begin += threads) {
-    const int64_t c = begin + self;
-    const int32_t is_used = c < classes ? slot_of[c] : 0;
-    int32_t total;
-    const int32_t slot = used + block_prefix(is_used, scratch, &total);
-    if (is_used != 0) {
-      slot_of[c] = slot;
-      plan.present[slot] = int32_t(c);
-    }
+  for (int64_t begin = 0; begin < classes; begin += run * threads) {
+    const int64_t first = begin + run * self, last = first + run < classes ? first + run : classes;
+    int32_t mine = 0, total;
+    for (int64_t c = first; c < last; ++c) mine += slot_of[c];
+    int32_t slot = used + block_prefix(mine, scratch, &total);
+    for (int64_t c = first; c < last; ++c)
+      if (slot_of[c] != 0) {
+        slot_of[c] = slot;
+        plan.present[slot++] = int32_t(c);
+      }
     used += total;
   }
   sync_block();
   for (int64_t j = self; j < column_blocks(count) * kWarp; j += threads) {
     if (j >= count) {
-      plan.columns[j] = {used + kPaddingSlot, used + (factored ? kPaddingSlot : kZeroSlot), acc_t(1),
-                         acc_t(0)};
+      plan.columns[j] = {used + kPaddingSlot, used + kZeroSlot, acc_t(1), acc_t(0)};
       continue;
     }
     Column<acc_t>& column = plan.columns[j];
     column.slot_a = slot_of[column.slot_a];
-    if (column.w_b != acc_t(0))
-      column.slot_b = slot_of[column.slot_b];
-    else
-      column.slot_b = factored ? column.slot_a : used + kZeroSlot;
+    column.slot_b = column.w_b == acc_t(0) ? used + kZeroSlot : slot_of[column.slot_b];
   }
   clear(plan.header + kUsedClasses + 1, plan.header + kHeaderWords);
   clear(plan.present + used, plan.present + (most_slots(count, classes) + 3) / 4 * 4);  // take() rounds up

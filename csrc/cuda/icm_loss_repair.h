@@ -96,7 +96,10 @@ __device__ void shifted_sums_of_tile(const Forward<acc_t>& f, const Tile<acc_t, 
       [&](int64_t j, acc_t x, acc_t y) {
         if (j >= f.labels.count) return acc_t(0);
         row_sum += exp2_flushed((x - row_shift) * sigma);
-        return is_valid ? exp2_flushed((y - f.columns.shift[j]) * sigma) : acc_t(0);
+        // A column of -inf alone has the sum 0, which other processes can add to theirs.
+        const acc_t shift = f.columns.shift[j];
+        return is_valid && !(shift == -infinity<acc_t>() && y == shift) ? exp2_flushed((y - shift) * sigma)
+                                                                        : acc_t(0);
       },
       Add(), [&](int64_t j, acc_t column) { partial[j] = first ? column : partial[j] + column; });
   combine_warps<kRows>(row_sum, shared.row_scratch, shared.row, Add());

@@ -128,7 +128,7 @@ __device__ bool sum_tiles(const Forward<acc_t>& f, const Share& share, const Sca
     shift_tile(tile, shared.offset, scale.sigma);
     if (int(threadIdx.x) < valid) {
       const int64_t i = row0 + threadIdx.x;
-      f.scratch.row_score[i] = score_of_own(tile, f.plan.columns[f.logits.diagonal + i], int(threadIdx.x));
+      f.scratch.row_score[i] = score(tile, f.plan.columns[f.logits.diagonal + i], int(threadIdx.x));
     }
     if constexpr (kFactored) factor_tile(tile, acc_t(f.labels.lam(0)));
     const acc_t tile_offset = largest_of(shared.offset, valid);

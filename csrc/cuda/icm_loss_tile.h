@@ -28,9 +28,7 @@ struct Tile {
   static ICM_HOST_DEVICE int64_t size(int64_t slots) {
     return (kFactored ? 2 : 1) * (slots + kExtraSlots) * stride;
   }
-  __device__ __forceinline__ acc_t& at(int32_t slot, int row) const {
-    return values[int64_t(slot) * stride + row];
-  }
+  __device__ __forceinline__ acc_t& at(int32_t slot, int row) const { return values[slot * stride + row]; }
   // The factor of a class in role b.
   __device__ __forceinline__ acc_t& partner_at(int32_t slot, int row) const {
     return at(used + kExtraSlots + slot, row);
@@ -65,18 +63,14 @@ __device__ __forceinline__ acc_t score(const Tile<acc_t, kRows, kFactored>& tile
   return mixed_score(column.w_a, tile.at(column.slot_a, row), column.w_b, tile.at(column.slot_b, row), Fma());
 }
 
-// The same where slot_b of a pure class may name that class once more.
-template <typename acc_t, int kRows, bool kFactored>
-__device__ __forceinline__ acc_t score_of_own(const Tile<acc_t, kRows, kFactored>& tile,
-                                              const Column<acc_t>& column, int row) {
-  return column.w_b == acc_t(0) ? tile.at(column.slot_a, row) : score(tile, column, row);
-}
-
 // 2^x of one column for one row.
 template <typename acc_t, int kRows, bool kFactored>
 __device__ __forceinline__ acc_t exponential(const Tile<acc_t, kRows, kFactored>& tile,
                                              const Column<acc_t>& column, int row) {
-  if constexpr (kFactored) return tile.at(column.slot_a, row) * tile.partner_at(column.slot_b, row);
+  if constexpr (kFactored) {  // both factors of a pure class, whose slot_b is the zero slot, are its own
+    const int32_t slot_b = column.w_b == acc_t(0) ? column.slot_a : column.slot_b;
+    return tile.at(column.slot_a, row) * tile.partner_at(slot_b, row);
+  }
   return exp2_flushed(score(tile, column, row));
 }
 
@@ -92,24 +86,26 @@ __device__ __forceinline__ acc_t distance(acc_t s, acc_t m) {
 template <typename acc_t, int kRows, bool kFactored>
 __device__ __forceinline__ acc_t distance_score(const Tile<acc_t, kRows, kFactored>& tile,
                                                 const Column<acc_t>& column, int row, acc_t m) {
-  const acc_t a = distance(tile.at(column.slot_a, row), m);
-  if (column.w_b == acc_t(0)) return a;
-  return mixed_score(column.w_a, a, column.w_b, distance(tile.at(column.slot_b, row), m), Fma());
+  return mixed_score(column.w_a, distance(tile.at(column.slot_a, row), m), column.w_b,
+                     distance(tile.at(column.slot_b, row), m), Fma());
 }
 
-// Combines v[k] over the rows' lanes, for every k: lane row k of each side gets the result of v[k].
-template <int kRows, typename acc_t, typename Combine>
-__device__ __forceinline__ acc_t combine_rows(acc_t (&v)[kRows], Combine combine) {
+// Combines v[k] over the rows' lanes, for every k: lane row k of each side gets the result of v[k]. Recursive, so that
+// every index is a constant: nvcc does not unroll a loop whose count is halved, and v would go to memory.
+template <int kWidth, typename acc_t, typename Combine>
+__device__ __forceinline__ acc_t combine_rows(acc_t* v, Combine combine) {
+  if constexpr (kWidth == 1) {
+    return v[0];
+  } else {
+    constexpr int half = kWidth / 2;
+    const bool upper = (lane_index() & half) != 0;
 #pragma unroll
-  for (int width = kRows / 2; width > 0; width /= 2) {
-    const bool upper = (lane_index() & width) != 0;
-#pragma unroll
-    for (int k = 0; k < width; ++k) {
-      const acc_t kept = upper ? v[k + width] : v[k], sent = upper ? v[k] : v[k + width];
-      v[k] = combine(kept, shuffle_xor(sent, width));
+    for (int k = 0; k < half; ++k) {
+      const acc_t kept = upper ? v[k + half] : v[k], sent = upper ? v[k] : v[k + half];
+      v[k] = combine(kept, shuffle_xor(sent, half));
     }
+    return combine_rows<half>(v, combine);
   }
-  return v[0];
 }
 struct Add {
   template <typename acc_t>

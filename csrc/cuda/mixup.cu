@@ -14,8 +14,9 @@ namespace {
 
 template <typename in_t, typename out_t>
 inline constexpr int kPackOf = kPackBytes / int(std::max(sizeof(in_t), sizeof(out_t)));
-// Packs of a thread, all of which are under way before the first is used.
-inline constexpr int kMixedPacks = 4;
+// Packs of a thread, all of which are under way before the first is used. Packs of bytes are smaller.
+template <typename in_t>
+inline constexpr int kMixedPacks = sizeof(in_t) == 1 ? 8 : 4;
 // Of a thread that keeps sums, one for each element.
 template <typename scalar_t>
 inline constexpr int kSummedPacks = sizeof(scalar_t) == 4 ? 4 : 2;
@@ -45,20 +46,14 @@ struct UnmixArguments : Arguments<scalar_t, scalar_t> {
   PartnerLists lists;
 };
 
-template <typename Arguments>
-__device__ __forceinline__ SampleBox box_of(const Arguments& a, int64_t i, bool is_alone) {
-  return SampleBox(is_alone ? Box{0, 0, 0, 0} : a.partners.box_of(i, a.layout));
-}
-
 // Floating-point samples. A source of weight 0 takes no part; alone, a sample is copied.
 template <typename T, int kSize>
 __device__ __forceinline__ Pack<T, kSize> mixed_pack(const Pack<T, kSize>& own, const Pack<T, kSize>& partner,
                                                      MixWeights<acc_type<T>> w, const Image& image,
                                                      const SampleBox& box, uint32_t first) {
-  Pack<T, kSize> mixed = {};
-#pragma unroll
-  for (int k = 0; k < kSize; ++k)
-    mixed.set(k, rounded<T>(mix_values(w.own, to_acc(own.get(k)), w.partner, to_acc(partner.get(k)), FusedMultiplyAdd())));
+  auto mixed = Pack<T, kSize>::of([&](int k) {
+    return mix_values(w.own, to_acc(own.get(k)), w.partner, to_acc(partner.get(k)), FusedMultiplyAdd());
+  });
   if (w.partner == 0) mixed = own;
   if (w.own == 0) mixed = partner;
   if (box.exists()) {
@@ -76,74 +71,112 @@ __device__ __forceinline__ Pack<out_t, kSize> mixed_pack(const Pack<uint8_t, kSi
                                                          const Pack<uint8_t, kSize>& partner,
                                                          MixWeights<acc_type<out_t>> weights, const Image& image,
                                                          const SampleBox& box, uint32_t first,
-                                                         const PixelTable<acc_type<out_t>>& table) {
+                                                         const PixelTable<acc_type<out_t>, kSize>& table) {
   using acc_t = acc_type<out_t>;
-  const FusedMultiplyAdd multiply_add;
-  typename PixelTable<acc_t>::Walk pixels(table, first);
-  Pack<out_t, kSize> mixed = {};
-  const auto mix = [&](int k, MixWeights<acc_t> w) {
-    const Pixel<acc_t> pixel = pixels.pixel();
-    const acc_t value = mix_values(w.own, acc_t(own.get(k)), w.partner, acc_t(partner.get(k)), multiply_add);
-    mixed.set(k, rounded<out_t>(multiply_add(value, pixel.scale, pixel.shift)));
-    pixels.advance();
+  const auto mix = [&](int k, MixWeights<acc_t> w, Pixel<acc_t> pixel) {
+    const acc_t a = byte_value(own, k, acc_t{}), b = byte_value(partner, k, acc_t{});
+    const FusedMultiplyAdd multiply_add;
+    return multiply_add(mix_values(w.own, a, w.partner, b, multiply_add), pixel.scale, pixel.shift);
   };
-  if (box.exists()) {
-    BoxWalk walk(image, box, first);
-#pragma unroll
-    for (int k = 0; k < kSize; ++k, walk.advance()) mix(k, walk.inside() ? MixWeights<acc_t>{0, 1} : weights);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) mix(k, weights);
+  const auto position = table.find(first);
+  if (position.left >= kSize && !box.exists()) {
+    const Pixel<acc_t> pixel = table.at(position.slot);
+    return Pack<out_t, kSize>::of([&](int k) { return mix(k, weights, pixel); });
   }
-  return mixed;
+  Pixel<acc_t> pixels[kSize];
+  table.each(position, pixels);
+  MixWeights<acc_t> w[kSize];
+  BoxWalk walk(image, box, first);
+#pragma unroll
+  for (int k = 0; k < kSize; ++k, walk.advance()) w[k] = walk.inside() ? MixWeights<acc_t>{0, 1} : weights;
+  return Pack<out_t, kSize>::of([&](int k) { return mix(k, w[k], pixels[k]); });
 }
+
+template <typename acc_t>
+struct Partnership {
+  int64_t partner;
+  MixWeights<acc_t> weights;
+  SampleBox box;
+};
+
+template <typename acc_t, typename Arguments>
+__device__ __forceinline__ Partnership<acc_t> partnership_of(const Arguments& a, int64_t i, int64_t partner) {
+  const auto weights = mix_weights(a.partners.lam.template at<acc_t>(i), i, partner, a.partners.batch);
+  const bool alone = is_bad(weights) || partner == i;
+  return {partner, weights, SampleBox(alone ? Box{0, 0, 0, 0} : a.partners.box_of(i, a.layout))};
+}
+
+// Packs of a sample and of its partner on their way to the result.
+template <typename in_t, typename out_t, typename Group>
+class PackMix {
+ public:
+  using acc_t = acc_type<out_t>;
+  static constexpr int kSize = kPackOf<in_t, out_t>;
+
+  __device__ __forceinline__ PackMix(Group group, const MixArguments<in_t, out_t>& a, const Packs<kSize>& packs, int64_t i)
+      : group_(group), a_(a), packs_(packs), i_(i) {}
+
+  __device__ __forceinline__ Partnership<acc_t> load() {
+    group_.load(own_, packs_, a_.x[i_]);
+    const auto p = partnership_of<acc_t>(a_, i_, a_.partners.of(i_));
+    const bool takes_part = p.weights.partner != 0 || p.box.exists();
+    if (takes_part && !is_bad(p.weights)) group_.load(partner_, packs_, a_.x[p.partner]);
+    return p;
+  }
+  // What else mixed_pack takes: of bytes, the table.
+  template <typename... Table>
+  __device__ __forceinline__ void store(const Partnership<acc_t>& p, const Table&... table) const {
+    const int64_t batch = a_.partners.batch;
+    out_t *const clean_row = a_.out[i_], *const mixed_row = a_.out[a_.keep_clean ? batch + i_ : i_];
+    const bool clean_aligned = Group::whole || packs_.aligned(clean_row);
+    group_.for_each(packs_, [&](int u, int64_t first, int count) {
+      const uint32_t e = uint32_t(first);
+      store_pack<true>(mixed_row + first, mixed_pack<out_t>(own_[u], partner_[u], p.weights, a_.image, p.box, e, table...),
+                       count, true);
+      if (!a_.keep_clean) return;
+      const SampleBox none({0, 0, 0, 0});
+      store_pack<true>(clean_row + first, mixed_pack<out_t>(own_[u], own_[u], {1, 0}, a_.image, none, e, table...), count,
+                       clean_aligned);
+    });
+  }
+
+ private:
+  const Group group_;
+  const MixArguments<in_t, out_t>& a_;
+  const Packs<kSize>& packs_;
+  const int64_t i_;
+  // A partner that takes no part is not loaded; a copy of the own packs would wait for them.
+  Pack<in_t, kSize> own_[Group::count] = {}, partner_[Group::count] = {};
+};
 
 template <typename in_t, typename out_t>
 __global__ void __launch_bounds__(kTeamThreads, kResidentBlocks)
     mixup_fwd_kernel(const MixArguments<in_t, out_t> a) {
-  using acc_t = acc_type<out_t>;
   constexpr int kSize = kPackOf<in_t, out_t>;
   const Place place = place_in(a.teams);
-  const int64_t i = place.row, batch = a.partners.batch;
-  const in_t* const own_row = a.x[i];
-  out_t *const mixed_row = a.out[a.keep_clean ? batch + i : i], *const clean_row = a.out[i];
-  const Packs<kSize> packs(a.teams, place, mixed_row);
-  const auto mix = [&](auto group, const auto& mixed_of, const auto& clean_of) {
-    Pack<in_t, kSize> own[group.count], partner[group.count] = {};
-    group.load(own, packs, own_row);
-    const int64_t partner_of = a.partners.of(i);
-    const MixWeights<acc_t> weights = mix_weights(a.partners.lam.template at<acc_t>(i), i, partner_of, batch);
-    const bool alone = is_bad(weights) || partner_of == i;
-    const SampleBox box = box_of(a, i, alone);
-    if (!alone && (weights.partner != 0 || box.exists())) group.load(partner, packs, a.x[partner_of]);
-    const bool clean_aligned = group.whole || packs.aligned(clean_row);
-    group.for_each(packs, [&](int u, int64_t first, int count) {
-      store_pack<true>(mixed_row + first, mixed_of(own[u], partner[u], weights, box, uint32_t(first)), count, true);
-      if (a.keep_clean) store_pack<true>(clean_row + first, clean_of(own[u], uint32_t(first)), count, clean_aligned);
-    });
-  };
-  const bool all_whole = a.is_aligned && !packs.has_part();
+  const int64_t i = place.row;
+  const Packs<kSize> packs(a.teams, place, a.out[a.keep_clean ? a.partners.batch + i : i]);
+  const bool all_whole = a.is_aligned && !packs.has_part;
   if constexpr (std::is_same_v<in_t, uint8_t>) {
-    // Packs begin up to one before the chunk.
+    // Loads are under way before the table is made. Packs begin up to one before the chunk.
+    PackMix<in_t, out_t, PackGroup<kMixedPacks<in_t>, true>> whole({0}, a, packs, i);
+    Partnership<acc_type<out_t>> p{0, {}, SampleBox({0, 0, 0, 0})};
+    if (all_whole) p = whole.load();
     const int64_t past = place.first + a.teams.elements, size = a.teams.size;
-    const PixelTable<acc_t> table(a.pixels, uint32_t(place.first < kSize ? 0 : place.first - kSize),
-                                  uint32_t(past < size ? past : size));
+    const PixelTable<acc_type<out_t>, kSize> table(a.pixels, uint32_t(place.first < kSize ? 0 : place.first - kSize),
+                                                   uint32_t(past < size ? past : size));
     sync_block();
-    const auto mixed = [&](const auto& own, const auto& partner, MixWeights<acc_t> w, const SampleBox& box,
-                           uint32_t first) { return mixed_pack<out_t>(own, partner, w, a.image, box, first, table); };
-    for_pack_groups<kMixedPacks>(all_whole, [&](auto group) {
-      mix(group, mixed, [&](const auto& own, uint32_t first) {
-        return mixed(own, own, {1, 0}, SampleBox({0, 0, 0, 0}), first);
-      });
+    if (all_whole) return whole.store(p, table);
+    for_each_pack<kMixedPacks<in_t>>([&](auto group) {
+      PackMix<in_t, out_t, decltype(group)> one(group, a, packs, i);
+      const auto p = one.load();
+      one.store(p, table);
     });
   } else {
-    for_pack_groups<kMixedPacks>(all_whole, [&](auto group) {
-      mix(
-          group,
-          [&](const auto& own, const auto& partner, MixWeights<acc_t> w, const SampleBox& box, uint32_t first) {
-            return mixed_pack(own, partner, w, a.image, box, first);
-          },
-          [](const auto& own, uint32_t) { return own; });
+    for_pack_groups<kMixedPacks<in_t>>(all_whole, [&](auto group) {
+      PackMix<in_t, out_t, decltype(group)> mix(group, a, packs, i);
+      const auto p = mix.load();
+      mix.store(p);
     });
   }
 }
@@ -177,9 +210,7 @@ class PackSums {
   }
   __device__ __forceinline__ void store(scalar_t* row) const {
     group_.for_each(packs_, [&](int u, int64_t first, int count) {
-      Pack<scalar_t, kSize> result = {};
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) result.set(k, rounded<scalar_t>(sum_[u][k]));
+      const auto result = Pack<scalar_t, kSize>::of([&](int k) { return sum_[u][k]; });
       store_pack<true>(row + first, result, count, true);
     });
   }
@@ -198,20 +229,16 @@ __global__ void __launch_bounds__(kTeamThreads, kResidentBlocks)
   constexpr int kSize = kPackOf<scalar_t, scalar_t>;
   const Place place = place_in(a.teams);
   if (place.size == 0) return;
-  const int64_t i = place.row, batch = a.partners.batch;
+  const int64_t i = place.row;
   const Packs<kSize> packs(a.teams, place, a.out[i]);
-  const auto weights_of = [&](int64_t k, int64_t partner) {
-    return mix_weights(a.partners.lam.template at<acc_t>(k), k, partner, batch);
-  };
-  for_pack_groups<kSummedPacks<scalar_t>>(a.is_aligned && !packs.has_part(), [&](auto group) {
+  for_pack_groups<kSummedPacks<scalar_t>>(a.is_aligned && !packs.has_part, [&](auto group) {
     PackSums<scalar_t, kSize, decltype(group)> sums(group, packs, a.image);
     if (a.clean.first != nullptr) sums.add(a.clean[i], acc_t(1), acc_t(1), SampleBox({0, 0, 0, 0}));
-    const int64_t partner = a.partners.of(i);
-    const MixWeights<acc_t> own = weights_of(i, partner);
-    sums.add(a.x[i], own.own, acc_t(0), box_of(a, i, is_bad(own) || partner == i));
+    const auto own = partnership_of<acc_t>(a, i, a.partners.of(i));
+    sums.add(a.x[i], own.weights.own, acc_t(0), own.box);
     for (int32_t k = a.lists.first[i]; k >= 0; k = a.lists.next[k]) {
-      const MixWeights<acc_t> w = weights_of(k, i);
-      sums.add(a.x[k], w.partner, acc_t(1), box_of(a, k, is_bad(w)));
+      const auto other = partnership_of<acc_t>(a, k, i);
+      sums.add(a.x[k], other.weights.partner, acc_t(1), other.box);
     }
     sums.store(a.out[i]);
   });
@@ -236,12 +263,12 @@ bool begins_aligned(const Samples<T>& samples) {
 }
 
 template <typename in_t, typename out_t, int kPacks>
-Arguments<in_t, out_t> arguments(const Mixing& m) {
+Arguments<in_t, out_t> arguments(const Mixing& m, int64_t most_elements = std::numeric_limits<int64_t>::max()) {
   constexpr int kSize = kPackOf<in_t, out_t>;
   const auto x = samples<const in_t>(m.x);
   const auto out = samples<out_t>(m.out);
   const bool aligned = begins_aligned<kSize>(out);
-  return {teams_for<kSize, kPacks>(m.partners.batch, m.layout.size, aligned, true),
+  return {teams_for<kSize, kPacks>(m.partners.batch, m.layout.size, aligned, true, most_elements),
           x,
           out,
           m.partners,
@@ -252,15 +279,13 @@ Arguments<in_t, out_t> arguments(const Mixing& m) {
 
 template <typename in_t, typename out_t>
 void mix(const char* op, const Mixing& m, const DeviceScope& scope) {
-  using acc_t = acc_type<out_t>;
   constexpr int kSize = kPackOf<in_t, out_t>;
-  MixArguments<in_t, out_t> a{arguments<in_t, out_t, kMixedPacks>(m), m.keep_clean, {}};
-  size_t shared_bytes = 0;
-  if constexpr (std::is_same_v<in_t, uint8_t>) {
-    a.pixels = {m.mean, m.std, Divisor(m.layout.channels), Divisor(m.layout.channel_stride)};
-    shared_bytes = sizeof(Pixel<acc_t>) *
-                   size_t(PixelTable<acc_t>::most_entries(m.layout, int64_t(a.teams.elements) + kSize));
-  }
+  constexpr bool kIsBytes = std::is_same_v<in_t, uint8_t>;
+  using Table = PixelTable<acc_type<out_t>, kSize>;
+  const int64_t most = kIsBytes ? Table::most_elements(m.layout) : std::numeric_limits<int64_t>::max();
+  MixArguments<in_t, out_t> a{arguments<in_t, out_t, kMixedPacks<in_t>>(m, most), m.keep_clean, {}};
+  if (kIsBytes) a.pixels = {m.mean, m.std, Divisor(m.layout.channels), Divisor(m.layout.channel_stride)};
+  const size_t shared_bytes = kIsBytes ? Table::bytes(m.layout, int64_t(a.teams.elements) + kSize) : 0;
   launch_teams(scope, op, mixup_fwd_kernel<in_t, out_t>, a, begins_aligned<kSize>(a.out), kSize, shared_bytes);
 }
 

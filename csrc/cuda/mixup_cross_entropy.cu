@@ -67,13 +67,11 @@ class RowGradientOf {
     factor_ = g_ * (target_.weight_a + target_.weight_b + total) / a.stats.sum[i];
   }
   // Of the classes from c on. p - q is formed before it is rounded, for the row's own classes too.
-  __device__ __forceinline__ Pack<scalar_t, kSize> of(const Pack<scalar_t, kSize>& x, int c, int classes) const {
-    acc_t e[kSize], u[kSize];
+  __device__ __forceinline__ Pack<scalar_t, kSize> of(const Pack<scalar_t, kSize>& x, int64_t c, int count) const {
+    acc_t u[kSize];
 #pragma unroll
-    for (int k = 0; k < kSize; ++k) {
-      e[k] = exp2_flushed(shifted(to_acc(x.get(k)), maximum_));
-      u[k] = smoothing_.weight == nullptr ? smoothing_.share : c + k < classes ? smoothing_.of(c + k) : acc_t(0);
-    }
+    for (int k = 0; k < kSize; ++k)
+      u[k] = smoothing_.weight == nullptr ? smoothing_.share : k < count ? smoothing_.of(c + k) : acc_t(0);
     const int64_t at_a = target_.a - c, at_b = target_.b - c;
     if ((at_a >= 0 && at_a < kSize) || (at_b >= 0 && at_b < kSize)) {
 #pragma unroll
@@ -82,10 +80,9 @@ class RowGradientOf {
         if (at_b == k) u[k] += target_.weight_b;
       }
     }
-    Pack<scalar_t, kSize> d = {};
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) d.set(k, rounded<scalar_t>(e[k] * factor_ - g_ * u[k]));
-    return d;
+    return Pack<scalar_t, kSize>::of([&](int k) {
+      return exp2_flushed(shifted(to_acc(x.get(k)), maximum_)) * factor_ - g_ * u[k];
+    });
   }
 
  private:
@@ -97,7 +94,8 @@ class RowGradientOf {
 inline constexpr int kGradientPacks = 4;
 
 template <typename scalar_t>
-__global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 4) cross_entropy_gradient_kernel(const GradientArguments<scalar_t> a) {
+__global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 4)
+    cross_entropy_gradient_kernel(const GradientArguments<scalar_t> a) {
   constexpr int kSize = Held<scalar_t>::kSize;
   const Place place = place_in(a.teams);
   if (place.size == 0) return;
@@ -105,19 +103,15 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 4) c
   const scalar_t* const row = a.rows.at(i);
   scalar_t* const out = a.dlogits + i * place.size;
   const Packs<kSize> packs(a.teams, place, out);
-  const bool aligned = stride == 1 && packs.aligned(row);
-  Pack<scalar_t, kSize> x[kGradientPacks];
-#pragma unroll
-  for (int u = 0; u < kGradientPacks; ++u)
-    if (const int count = packs.count(u); count > 0)
-      x[u] = load_pack<kSize>(row + (packs.base + packs.first(u)) * stride, count, aligned, scalar_t{}, stride);
-  const RowGradientOf<scalar_t> gradient(a, i);
-#pragma unroll
-  for (int u = 0; u < kGradientPacks; ++u)
-    if (const int count = packs.count(u); count > 0) {
-      const int64_t c = packs.base + packs.first(u);
-      store_pack<false>(out + c, gradient.of(x[u], int(c), a.rows.classes), count, true);
-    }
+  const bool all_whole = stride == 1 && packs.aligned(row) && !packs.has_part;
+  for_pack_groups<kGradientPacks>(all_whole, [&](auto group) {
+    Pack<scalar_t, kSize> x[group.count];
+    group.load(x, packs, row, stride);
+    const RowGradientOf<scalar_t> gradient(a, i);
+    group.for_each(packs, [&](int u, int64_t c, int count) {
+      store_pack<false>(out + c, gradient.of(x[u], c, count), count, true);
+    });
+  });
 }
 
 // The sum of the class weights, in one block and so in one order.

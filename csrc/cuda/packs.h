@@ -3,6 +3,7 @@
 #pragma once
 
 #include <bit>
+#include <cstring>
 
 #include "../icm_math.h"
 #include "scalar_types.h"
@@ -34,6 +35,30 @@ struct UnsignedOf<16> {
   using type = uint4;
 };
 
+template <typename T>
+__device__ __forceinline__ T rounded(acc_type<T> x) {
+  T result;
+  from_acc(x, &result);
+  return result;
+}
+// The pairs of CUDA are no trivial types.
+template <typename Pair>
+__device__ __forceinline__ uint32_t bits_of(const Pair& pair) {
+  static_assert(sizeof(pair) == 4);
+  uint32_t bits;
+  memcpy(&bits, &pair, 4);
+  return bits;
+}
+// Two at once: one instruction, where two single ones would share the slow pipe of the exponentials.
+__device__ __forceinline__ uint32_t rounded_pair(float low, float high, bfloat16) {
+  const auto both = __floats2bfloat162_rn(low, high);
+  return bits_of(both);
+}
+__device__ __forceinline__ uint32_t rounded_pair(float low, float high, float16) {
+  const auto both = __floats2half2_rn(low, high);
+  return bits_of(both);
+}
+
 // Kept as words: of elements in registers of their own, 16-bit ones would take twice the registers, bytes four times.
 template <typename T, int kSize>
 struct Pack {
@@ -42,9 +67,25 @@ struct Pack {
   using Bits = typename UnsignedOf<int(sizeof(T))>::type;
   uint32_t words[(kBytes + 3) / 4];
 
+  // Of value(k), rounded to T; called in order.
+  template <typename Value>
+  __device__ __forceinline__ static Pack of(const Value& value) {
+    Pack pack = {};
+#pragma unroll
+    for (int k = 0; k < kSize; k += sizeof(T) == 2 ? 2 : 1) {
+      const acc_type<T> first = value(k);
+      if constexpr (sizeof(T) == 2)
+        pack.words[k / 2] = rounded_pair(first, value(k + 1), T{});
+      else
+        pack.set(k, rounded<T>(first));
+    }
+    return pack;
+  }
   __device__ __forceinline__ T get(int k) const {
-    if constexpr (sizeof(T) == 8) return std::bit_cast<T>(uint2{words[2 * k], words[2 * k + 1]});
-    else if constexpr (sizeof(T) == 4) return std::bit_cast<T>(words[k]);
+    if constexpr (sizeof(T) == 8)
+      return std::bit_cast<T>(uint2{words[2 * k], words[2 * k + 1]});
+    else if constexpr (sizeof(T) == 4)
+      return std::bit_cast<T>(words[k]);
     else {
       constexpr int kEach = 4 / int(sizeof(T));
       return std::bit_cast<T>(Bits(words[k / kEach] >> (32 / kEach * (k % kEach))));
@@ -65,13 +106,6 @@ struct Pack {
     }
   }
 };
-
-template <typename T>
-__device__ __forceinline__ T rounded(acc_type<T> x) {
-  T result;
-  from_acc(x, &result);
-  return result;
-}
 
 // Whether packs are aligned where one of them is at `p`.
 template <int kSize, typename T>

@@ -24,7 +24,8 @@ inline constexpr int kListThreads = 256;
 
 template <typename Body>
 __device__ __forceinline__ void for_each_row(int32_t rows, const Body& body) {
-  for (int64_t k = int64_t(blockIdx.x) * kListThreads + threadIdx.x; k < rows; k += int64_t(gridDim.x) * kListThreads)
+  for (int64_t k = int64_t(blockIdx.x) * kListThreads + threadIdx.x; k < rows;
+       k += int64_t(gridDim.x) * kListThreads)
     body(k);
 }
 
@@ -85,7 +86,8 @@ __device__ __forceinline__ void link_partners(const PartnerIndex& index, const P
 static __global__ void __launch_bounds__(kListThreads)
     link_partners_kernel(PartnerIndex index, PartnerLists lists, const int32_t* count) {
   constexpr int kWarps = kListThreads / kWarp;
-  for (int64_t p = int64_t(blockIdx.x) * kWarps + warp_index(); p < index.rows; p += int64_t(gridDim.x) * kWarps)
+  for (int64_t p = int64_t(blockIdx.x) * kWarps + warp_index(); p < index.rows;
+       p += int64_t(gridDim.x) * kWarps)
     link_partners(index, lists, count, int32_t(p));
 }
 
@@ -95,8 +97,8 @@ inline constexpr int64_t kMostUncounted = 4096;
 // The lists, and the memory that they are in.
 class ListedPartners {
  public:
-  ListedPartners(const DeviceScope& scope, const char* op, const Tensor& like, const int64_t* index, int64_t stride,
-                 int64_t rows)
+  ListedPartners(const DeviceScope& scope, const char* op, const Tensor& like, const int64_t* index,
+                 int64_t stride, int64_t rows)
       : memory_(new_contiguous({rows <= kMostUncounted ? 2 : 3, rows}, ScalarType::Int, like)) {
     STD_TORCH_CHECK(rows <= kMostDividend, op, ": expected fewer than 2^31 samples on CUDA");
     int32_t* const first = data<int32_t>(memory_);

@@ -39,8 +39,8 @@ struct RowShared {
 
 // One block. An invalid target makes everything NaN.
 template <typename acc_t>
-__device__ __forceinline__ void write_row_loss(const RowLossOutput<acc_t>& out, const RowPartial* partials, int count,
-                                               double* scratch) {
+__device__ __forceinline__ void write_row_loss(const RowLossOutput<acc_t>& out, const RowPartial* partials,
+                                               int count, double* scratch) {
   double sum = 0;
   bool invalid = false;
   for (int k = int(threadIdx.x); k < count; k += int(blockDim.x)) {
@@ -62,7 +62,8 @@ __device__ __forceinline__ void write_row_loss(const RowLossOutput<acc_t>& out, 
 }
 
 template <typename acc_t>
-__global__ void __launch_bounds__(kMostRowThreads) finish_row_loss_kernel(const RowLossOutput<acc_t> out, int count) {
+__global__ void __launch_bounds__(kMostRowThreads)
+    finish_row_loss_kernel(const RowLossOutput<acc_t> out, int count) {
   write_row_loss(out, out.partials, count, static_cast<RowShared<acc_t>*>(shared_memory())->sums);
 }
 
@@ -93,7 +94,8 @@ __global__ void __launch_bounds__(kMostRowThreads, Rows::kResidentBlocks)
     const auto row = p.row(i, target);
     const auto scores = p.scores(row, target);
     const RowTotals<acc_t> totals =
-        RowSummation<scalar_t, std::decay_t<decltype(row)>>(team, row, p.classes, p.smoothing, &shared.row).run();
+        RowSummation<scalar_t, std::decay_t<decltype(row)>>(team, row, p.classes, p.smoothing, &shared.row)
+            .run();
     if (!exists || team.lane != 0) continue;
     const acc_t term = target.valid ? p.term(target, scores, totals) : acc_t(0);
     invalid |= !target.valid;
@@ -136,12 +138,15 @@ RowDivision divide_rows(int64_t rows, int64_t classes, const DeviceLimits& limit
   else
     team = std::clamp<int64_t>(team, 2 * kWarp, kMostRowThreads);
   const int64_t bytes = rows * classes * int64_t(sizeof(scalar_t));
-  const auto blocks = [&](int64_t threads) { return std::max<int64_t>(1, ceil_divide(rows, threads / team)); };
+  const auto blocks = [&](int64_t threads) {
+    return std::max<int64_t>(1, ceil_divide(rows, threads / team));
+  };
   const bool in_block = team > kWarp;
   if (bytes <= (limits.has_clusters ? kMostClusterBytes : kMostClusterBytes / kMostClusterBlocks)) {
     const int threads = in_block ? int(team) : kMostRowThreads;
     const int64_t most = limits.has_clusters ? kMostClusterBlocks : 1;
-    return {std::countr_zero(uint64_t(team)), threads, int(std::min(most, power_of_two(blocks(threads)))), true};
+    return {std::countr_zero(uint64_t(team)), threads, int(std::min(most, power_of_two(blocks(threads)))),
+            true};
   }
   const int threads = in_block ? int(team) : kTeamThreads;
   const int64_t resident = int64_t(limits.multiprocessors) * (2048 / threads);
@@ -153,8 +158,8 @@ void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& 
   using scalar_t = typename Rows::scalar_t;
   using acc_t = acc_type<scalar_t>;
   const RowDivision division = divide_rows<scalar_t>(rows.rows, rows.classes, scope.limits());
-  RowLossOutput<acc_t> out{data<acc_t>(given.loss), row_stats_of<acc_t>(given.stats), rows.rows, given.reduction,
-                           nullptr};
+  RowLossOutput<acc_t> out{data<acc_t>(given.loss), row_stats_of<acc_t>(given.stats), rows.rows,
+                           given.reduction, nullptr};
   Launch how{division.blocks, division.threads, sizeof(RowShared<acc_t>)};
   if (division.is_cluster) {
     how.cluster = division.blocks;
@@ -181,8 +186,10 @@ struct Logits2d {
 
 template <typename scalar_t>
 Logits2d<scalar_t> logits_2d(const char* op, const Tensor& logits) {
-  STD_TORCH_CHECK(logits.size(1) <= kMostDividend - (1 << 20), op, ": expected fewer than 2^31 classes on CUDA");
-  return {data<const scalar_t>(logits), logits.size(0), int32_t(logits.size(1)), logits.stride(0), logits.stride(1)};
+  STD_TORCH_CHECK(logits.size(1) <= kMostDividend - (1 << 20), op,
+                  ": expected fewer than 2^31 classes on CUDA");
+  return {data<const scalar_t>(logits), logits.size(0), int32_t(logits.size(1)), logits.stride(0),
+          logits.stride(1)};
 }
 
 // The gradient that came in for a row's term.

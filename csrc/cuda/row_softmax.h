@@ -38,8 +38,8 @@ class LogitRow {
   __device__ __forceinline__ LogitRow(const scalar_t* row, int64_t stride)
       : row_(row), stride_(stride), aligned_(stride == 1 && has_aligned_packs<kSize>(row)) {}
   __device__ __forceinline__ Raw load(int64_t first, int count) const {
-    return load_pack<kSize>(row_ + first * stride_, count, aligned_, rounded<scalar_t>(minus_infinity<acc_t>()),
-                            stride_);
+    return load_pack<kSize>(row_ + first * stride_, count, aligned_,
+                            rounded<scalar_t>(minus_infinity<acc_t>()), stride_);
   }
   __device__ __forceinline__ acc_t value(const Raw& raw, int k) const { return to_acc(raw.get(k)); }
   __device__ __forceinline__ acc_t at(int64_t c) const { return to_acc(row_[c * stride_]); }
@@ -53,14 +53,18 @@ class LogitRow {
 // Label smoothing: each class weighs share, times its class weight if there are any.
 template <typename acc_t>
 struct Smoothing {
-  acc_t share;             // 0: none
-  const acc_t* weight;     // (C,) or null
-  acc_t known_total;       // of all classes, without class weights
+  acc_t share;              // 0: none
+  const acc_t* weight;      // (C,) or null
+  acc_t known_total;        // of all classes, without class weights
   const acc_t* sum_weight;  // of all classes, with them
 
   __device__ __forceinline__ bool exists() const { return share != 0; }
-  __device__ __forceinline__ acc_t of(int64_t c) const { return weight == nullptr ? share : share * weight[c]; }
-  __device__ __forceinline__ acc_t total() const { return weight == nullptr ? known_total : share * *sum_weight; }
+  __device__ __forceinline__ acc_t of(int64_t c) const {
+    return weight == nullptr ? share : share * weight[c];
+  }
+  __device__ __forceinline__ acc_t total() const {
+    return weight == nullptr ? known_total : share * *sum_weight;
+  }
 };
 
 template <typename acc_t>

@@ -12,21 +12,26 @@
 
 #include "device.h"
 
-// Under emulation (tests/emulation) the same operators work on tensors in the CPU's memory.
-#if defined(ICM_SIMT_EMULATION)
-#define ICM_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(icm_fast, CPU, m)
-#else
-#define ICM_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(icm_fast, CUDA, m)
-#endif
-
 namespace icm {
 
 #if defined(ICM_SIMT_EMULATION)
 
+// The same operators work on tensors in the CPU's memory (tests/emulation).
+#define ICM_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(icm_fast, CPU, m)
+
 inline bool on_device(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
 inline int32_t device_type() { return aoti_torch_device_type_cpu(); }
+inline cudaStream_t current_stream(int32_t) { return nullptr; }
+// Not kept: tests change them.
+inline DeviceLimits limits_of(int32_t device_index) { return query_device_limits(device_index); }
+
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+};
 
 #else
+
+#define ICM_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(icm_fast, CUDA, m)
 
 inline bool on_device(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 inline int32_t device_type() { return aoti_torch_device_type_cuda(); }
@@ -46,42 +51,33 @@ inline cudaStream_t current_stream(int32_t device_index) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// Queried once for each device.
+inline DeviceLimits limits_of(int32_t device_index) {
+  static std::mutex mutex;
+  static std::array<std::pair<bool, DeviceLimits>, 64> known{};
+  const size_t slot = size_t(device_index < 0 ? 0 : device_index) % known.size();
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!known[slot].first) {
+    const DeviceLimits limits = query_device_limits(device_index);
+    STD_TORCH_CHECK(limits.multiprocessors > 0, "icm_fast: CUDA device ", device_index, " does not answer");
+    known[slot] = {true, limits};
+  }
+  return known[slot].second;
+}
+
+using torch::stable::accelerator::DeviceGuard;
+
 #endif
 
 // The device of a tensor, made current for the lifetime of this object, its stream and its limits.
 class DeviceScope {
  public:
   DeviceScope(const char* op, const torch::stable::Tensor& tensor)
-      : op_(op),
-        index_(tensor.get_device_index())
-#if defined(ICM_SIMT_EMULATION)
-        ,
-        stream_(nullptr){}
-#else
-        ,
-        guard_(index_),
-        stream_(current_stream(index_)) {
-  }
-#endif
+      : op_(op), index_(tensor.get_device_index()), guard_(index_), stream_(current_stream(index_)) {}
 
-        cudaStream_t stream() const {
-    return stream_;
-  }
+  cudaStream_t stream() const { return stream_; }
   int32_t index() const { return index_; }
-
-#if defined(ICM_SIMT_EMULATION)
-  DeviceLimits limits() const { return query_device_limits(index_); }  // tests change the device
-#else
-  // Queried once for each device.
-  DeviceLimits limits() const {
-    static std::mutex mutex;
-    static std::array<std::pair<bool, DeviceLimits>, 64> known{};
-    const size_t slot = size_t(index_ < 0 ? 0 : index_) % known.size();
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (!known[slot].first) known[slot] = {true, query_device_limits(index_)};
-    return known[slot].second;
-  }
-#endif
+  DeviceLimits limits() const { return limits_of(index_); }
 
   // torch's own check needs symbols that a CPU-only torch lacks.
   template <typename... Parameters, typename... Arguments>
@@ -93,9 +89,7 @@ class DeviceScope {
  private:
   const char* op_;
   int32_t index_;
-#if !defined(ICM_SIMT_EMULATION)
-  torch::stable::accelerator::DeviceGuard guard_;
-#endif
+  DeviceGuard guard_;
   cudaStream_t stream_;
 };
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "divisor.h"
 #include "packs.h"
@@ -37,13 +38,27 @@ __device__ __forceinline__ Place place_in(const Teams& t) {
   return {exists ? row : 0, int64_t(chunk) * t.elements, exists ? t.size : 0, thread - (team << t.team_bits)};
 }
 
+// Keeps a number in a register: the compiler would rather compute it again at each use, which for positions in a row
+// is half of a kernel's instructions.
+template <typename T>
+__device__ __forceinline__ void keep([[maybe_unused]] T& number) {
+#if !defined(ICM_SIMT_EMULATION)
+  if constexpr (sizeof(T) == 8)
+    asm volatile("" : "+l"(number));
+  else
+    asm volatile("" : "+r"(number));
+#endif
+}
+
 // The packs of one thread, aligned in the row at `out`: that is what is written. They begin up to a pack before the
 // chunk does.
 template <int kSize>
 struct Packs {
-  int64_t base;     // element of the row where the team's first pack begins; negative in a row that is not aligned
+  int64_t
+      base;  // element of the row where the team's first pack begins; negative in a row that is not aligned
   int least, past;  // elements of the row, from base on
   int begin, step;  // of this thread's packs
+  bool has_part;    // one of them exists in part; otherwise each has all its elements or none
 
   template <typename T>
   __device__ __forceinline__ Packs(const Teams& t, const Place& place, const T* out) {
@@ -54,6 +69,13 @@ struct Packs {
     past = left > t.elements ? t.elements : left < 0 ? 0 : int(left);
     begin = place.lane * kSize;
     step = kSize << t.team_bits;
+    const unsigned whole = unsigned(past) / kSize, team_mask = (1u << t.team_bits) - 1;
+    has_part =
+        begin < least || (unsigned(past) % kSize != 0 && ((whole - unsigned(place.lane)) & team_mask) == 0);
+    keep(base);
+    keep(past);
+    keep(step);
+    keep(begin);
   }
   // From base on: where pack u begins, the first of its elements that exists, and how many do, none or fewer if it is
   // past the end.
@@ -62,11 +84,6 @@ struct Packs {
   __device__ __forceinline__ int count(int u) const {
     const int end = at(u) + kSize;
     return (end < past ? end : past) - first(u);
-  }
-  // Whether one of the thread's packs exists in part. Otherwise count() is kSize or not positive.
-  __device__ __forceinline__ bool has_part() const {
-    const bool is_last = past % kSize != 0 && (past / kSize - begin / kSize) % (step / kSize) == 0;
-    return is_last || (begin < least);
   }
   // Whether a row can be read in packs where the result is written in packs.
   template <typename T>
@@ -85,8 +102,8 @@ struct PackGroup {
 
   // The packs of a row; what does not exist is left as it is.
   template <int kSize, typename T>
-  __device__ __forceinline__ void load(Pack<T, kSize> (&loaded)[kCount], const Packs<kSize>& packs, const T* row,
-                                       int64_t stride = 1) const {
+  __device__ __forceinline__ void load(Pack<T, kSize> (&loaded)[kCount], const Packs<kSize>& packs,
+                                       const T* row, int64_t stride = 1) const {
     const bool aligned = kWhole || (stride == 1 && packs.aligned(row));
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
@@ -115,13 +132,16 @@ struct PackGroup {
 };
 
 template <int kPacks, typename Body>
-__device__ __forceinline__ void for_pack_groups(bool all_whole, const Body& body) {
-  if (all_whole) {
-    body(PackGroup<kPacks, true>{0});
-  } else {
+__device__ __forceinline__ void for_each_pack(const Body& body) {
 #pragma unroll 1
-    for (int u = 0; u < kPacks; ++u) body(PackGroup<1, false>{u});
-  }
+  for (int u = 0; u < kPacks; ++u) body(PackGroup<1, false>{u});
+}
+template <int kPacks, typename Body>
+__device__ __forceinline__ void for_pack_groups(bool all_whole, const Body& body) {
+  if (all_whole)
+    body(PackGroup<kPacks, true>{0});
+  else
+    for_each_pack<kPacks>(body);
 }
 
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -133,13 +153,16 @@ inline int64_t power_of_two(int64_t least) {
 }
 
 // For rows of `size` elements in packs of kSize, kPacks of them per thread. `aligned`: every row of the result begins
-// with a whole pack. `reused`: rows are read by other rows' teams as well.
+// with a whole pack. `reused`: rows are read by other rows' teams as well. A chunk has at most `most` elements, as
+// long as that is some per thread.
 template <int kSize, int kPacks>
-Teams teams_for(int64_t rows, int64_t size, bool aligned, bool reused) {
+Teams teams_for(int64_t rows, int64_t size, bool aligned, bool reused,
+                int64_t most = std::numeric_limits<int64_t>::max()) {
   const int64_t packs = ceil_divide(size + (aligned ? 0 : kSize - 1), kSize);
   int64_t team = std::min<int64_t>(kTeamThreads, power_of_two(ceil_divide(packs, kPacks)));
   team = std::max(team, std::min<int64_t>(8, power_of_two(packs)));  // whole lines of 128 bytes
   while (reused && team > kWarp && rows * team * kPacks * kPackBytes > kReuseBytes) team /= 2;
+  while (team > 1 && team * kPacks * kSize > most) team /= 2;
   Teams t{rows, size, std::countr_zero(uint64_t(team)), int32_t(team) * kPacks * kSize, {}};
   t.row_groups = Divisor(std::max<int64_t>(1, ceil_divide(rows, kTeamThreads / team)));
   return t;
@@ -147,8 +170,8 @@ Teams teams_for(int64_t rows, int64_t size, bool aligned, bool reused) {
 
 // Launches one block for each chunk of each group of rows.
 template <typename Arguments>
-void launch_teams(const DeviceScope& scope, const char* op, void (*kernel)(Arguments), const Arguments& arguments,
-                  bool aligned, int pack, size_t shared_bytes = 0) {
+void launch_teams(const DeviceScope& scope, const char* op, void (*kernel)(Arguments),
+                  const Arguments& arguments, bool aligned, int pack, size_t shared_bytes = 0) {
   const Teams& t = arguments.teams;
   const int64_t chunks = ceil_divide(t.size + (aligned ? 0 : pack - 1), t.elements);
   const int64_t blocks = int64_t(t.row_groups.divisor) * chunks;

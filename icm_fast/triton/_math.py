@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """The formulae of csrc/icm_math.h and csrc/mixed_labels.h as Triton device functions, for every operation.
 
 `acc` is the type of sums: float64 for float64, else float32.

@@ -43,25 +43,26 @@ def variant_from_environment() -> str:
 def operators(variant: str = "plain") -> Path:
     """The library that registers the `cuda` overloads for tensors on the CPU.
 
-    ICM_SIMT_SOURCES="mixup.cu icm_loss.cu" leaves the other files out.
+    ICM_SIMT_SOURCES="mixup.cu icm_loss.cu" leaves the other files out; ICM_SIMT_ROOT is the tree of another csrc.
     """
+    root = Path(os.environ.get("ICM_SIMT_ROOT") or ROOT)
     chosen = os.environ.get("ICM_SIMT_SOURCES", "").split()
-    sources = [path for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if not chosen or path.name in chosen]
+    sources = [path for path in sorted((root / "csrc" / "cuda").glob("*.cu")) if not chosen or path.name in chosen]
     name = ".".join(["libicm_fast_emulated", *(path.stem for path in sources if chosen), "so"])
-    return build(name, sources, variant, uses_torch=True)
+    return build(name, sources, variant, root, uses_torch=True)
 
 
 def selftest(variant: str = "plain") -> Path:
     """The library of the emulation's own kernels."""
-    return build("libselftest.so", [HERE / "selftest.cu"], variant, uses_torch=False)
+    return build("libselftest.so", [HERE / "selftest.cu"], variant, ROOT, uses_torch=False)
 
 
-def build(name: str, sources: list[Path], variant: str, *, uses_torch: bool) -> Path:
-    """Compile and link `sources` with the emulation, in build/emulation/<variant>."""
+def build(name: str, sources: list[Path], variant: str, root: Path, *, uses_torch: bool) -> Path:
+    """Compile and link `sources` with the emulation, in root/build/emulation/<variant>."""
     settings = Settings.from_environment({"MAX_JOBS": os.environ.get("MAX_JOBS", "")})
     torch_dir, torch_version = find_torch()
-    job = Job(ROOT, settings, torch_dir, torch_version)
-    folder = ROOT / "build" / "emulation" / variant
+    job = Job(root, settings, torch_dir, torch_version)
+    folder = root / "build" / "emulation" / variant
     cxx, version = find_cxx(os.environ)
     command = (
         *(*cxx, "-c", STANDARD, "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *VARIANTS[variant], *fast_fma()),

@@ -17,6 +17,14 @@ inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(va
 inline double __longlong_as_double(long long bits) { return std::bit_cast<double>(bits); }
 inline long long __double_as_longlong(double value) { return std::bit_cast<long long>(value); }
 
+// Four of the eight bytes of high:low, chosen by the lowest three bits of each digit of the selector.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  unsigned result = 0;
+  for (int k = 0; k < 4; ++k) result |= unsigned(bytes >> (selector >> 4 * k & 7) * 8 & 255) << 8 * k;
+  return result;
+}
+
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __popcll(unsigned long long bits) { return std::popcount(bits); }
 inline int __clz(int bits) { return std::countl_zero(unsigned(bits)); }

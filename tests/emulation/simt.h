@@ -155,9 +155,14 @@ cudaError_t launch_kernel(const Launch& how, cudaStream_t, void (*kernel)(Parame
   return simt::launch(how, reinterpret_cast<const void*>(kernel), run, &call);
 }
 
+// Blocks that one multiprocessor can hold.
 template <typename... Parameters>
 int resident_blocks(void (*)(Parameters...), int threads, size_t shared_bytes) {
   return simt::resident_blocks(threads, shared_bytes);
+}
+template <typename... Parameters>
+int resident_clusters(const Launch&, void (*)(Parameters...)) {
+  return simt::device_limits().has_clusters ? 1 : 0;
 }
 
 inline DeviceLimits query_device_limits(int) { return simt::device_limits(); }

@@ -96,3 +96,14 @@ def test_one_lam_for_a_large_batch(regime: str, num_classes: int, lam: float, ge
     case = REGIMES[regime](1100, num_classes, torch.float32, generator)._replace(lam=torch.tensor(lam))
     check_icm_loss(*loss_and_gradient(case), case.logits, case)
     plugin.set_device(multiprocessors=132)
+
+
+def test_saved_tensors_may_lose_their_strides(generator: torch.Generator) -> None:
+    """Hooks on saved tensors repack an expanded lam: the backward pass then divides the batch as for many lam."""
+    case = REGIMES["masked"](1100, 12, torch.float32, generator)
+    lam = torch.tensor(0.3).expand(1100)
+    y_b = torch.where(torch.arange(1100) % 2 == 0, case.y_a, case.y_b)
+    one_lam = case._replace(y_b=y_b, lam=lam)
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous, lambda saved: saved):
+        loss, dlogits = loss_and_gradient(one_lam)
+    check_icm_loss(loss, dlogits, case.logits, one_lam)

@@ -23,7 +23,7 @@ struct RepairedScores {
                                    Vec<acc_t> beta, const RowVec<acc_t, K>& row_shift) const {
     Vec<acc_t> dz = {};
     if (class_axis) dz += exp2<acc_t>((x - row_shift.v[k]) * sigma) * alpha.v[k];
-    if (pair_axis) {
+    if (pair_axis && beta[0] != acc_t(0)) {  // every lane holds the same
       const Vec<acc_t> y = column_scores<acc_t, K>(columns, column_tile, j).v[k];
       dz += exp2<acc_t>((y - column_shift[j]) * sigma) * beta;
     }

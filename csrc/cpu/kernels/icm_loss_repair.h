@@ -66,10 +66,13 @@ inline void shifted_sums(const Scores<scalar_t>& s, int64_t begin, int64_t end, 
       const RowVec<acc_t, K> x = column_scores<acc_t, K>(s.columns, buffers.tile, j);
       const RowVec<acc_t, K> y = column_scores<acc_t, K>(s.columns, buffers.column_tile, j);
       Vec<acc_t> column = load(accumulators + j * L);
+      const IVec<acc_t> all_masked = broadcast(columns.shift[j]) == -kInfinity<acc_t>;
       for (int k = 0; k < K; ++k) {
         r.v[k] += exp2<acc_t>((x.v[k] - row_shift.v[k]) * s.sigma);
         const Vec<acc_t> e = exp2<acc_t>((y.v[k] - columns.shift[j]) * s.sigma);
-        column += is_valid.v[k] != acc_t(0) ? e : Vec<acc_t>{};
+        // A column of -inf alone has the sum 0, which other processes can add to theirs.
+        const IVec<acc_t> counts = (is_valid.v[k] != acc_t(0)) & ~((y.v[k] == -kInfinity<acc_t>)&all_masked);
+        column += counts ? e : Vec<acc_t>{};
       }
       store(accumulators + j * L, column);
     }

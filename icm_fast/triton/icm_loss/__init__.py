@@ -1,8 +1,7 @@
 """icm_loss: the Infinite Class Mixup loss and its gradient, forward in six launches and a sort, backward in one.
 
-Traffic: logits and their used classes once per pass, which is two for a gradient; the (B, B) scores exist only as tiles.
-What a program needs of a row it gathers through the cache, so this is slower than the compiled kernels, which hold
-rows in shared memory.
+The (B, B) scores exist only as tiles, formed in each pass and never stored. A program gathers what it needs of a row
+through the cache: slower than the compiled kernels, which keep rows in shared memory.
 """
 
 from __future__ import annotations
@@ -91,7 +90,10 @@ def forward(
         parts = _plan.views(plan, columns)
         launch(
             *(_sums.sums_kernel, programs, S, labels, logit_scale, parts, row_stats, partial, offsets, sizes),
-            **{"R": tiles.rows, "J": tiles.columns, "U": tiles.classes, "num_warps": tiles.warps},
+            R=tiles.rows,
+            J=tiles.columns,
+            U=tiles.classes,
+            num_warps=tiles.warps,
         )
         if rows > 0:
             launch(
@@ -102,7 +104,9 @@ def forward(
             launch(
                 *(_repair.repair_kernel, blocks(rows, tiles.rows) + blocks(columns, tiles.columns)),
                 *(S, labels, logit_scale, parts, row_stats, column_stats, sizes),
-                **{"R": tiles.rows, "J": tiles.columns, "num_warps": tiles.warps},
+                R=tiles.rows,
+                J=tiles.columns,
+                num_warps=tiles.warps,
             )
         launch(
             *(_terms.terms_kernel, blocks(rows, 256), S, labels, logit_scale, parts, row_stats, column_stats),
@@ -160,8 +164,13 @@ def backward(
         launch(
             *(_gradient.gradient_kernel, programs, S, labels, logit_scale, parts, row_stats, column_stats),
             *(*grads, dlogits, parts_of_scale, sizes),
-            **{"CLASS_AXIS": class_axis, "PAIR_AXIS": pair_axis, "IS_MEAN": reduction == REDUCTIONS["mean"]},
-            **{"R": tiles.rows, "K": tiles.entries, "U": tiles.gradient_classes, "num_warps": 4},
+            CLASS_AXIS=class_axis,
+            PAIR_AXIS=pair_axis,
+            IS_MEAN=reduction == REDUCTIONS["mean"],
+            R=tiles.rows,
+            K=tiles.entries,
+            U=tiles.gradient_classes,
+            num_warps=4,
         )
         if gradient_of_scale:
             launch(_gradient.reduce_scale_kernel, 1, parts_of_scale, parts, dscale, programs, 1024, num_warps=8)

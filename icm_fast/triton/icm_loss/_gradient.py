@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """Gradient with respect to the logits:
 
     dZ[i,j] = g_i (P_ij - 1[own]) + g_j (Q_ij - 1[own])           dS[i,c] = sum_j dZ[i,j] Y[j,c]

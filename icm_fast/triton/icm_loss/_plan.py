@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """What the passes of icm_loss derive from the target once: for each class that is used, the columns that use it.
 
 The gradient of a class then is a sum over a list, in a fixed order, without atomics.

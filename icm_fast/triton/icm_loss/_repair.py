@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """The repair of sums that lost what they consist of to underflow, or are not finite: exact maxima of rows and columns,
 then sums relative to them, with an exponential per axis (csrc/cpu/kernels/icm_loss_repair.h).
 
@@ -117,9 +117,7 @@ def _repair_columns(
 
 
 @triton.jit(do_not_specialize=["sizes"])
-def repair_kernel(
-    logits, labels, scale, plan, row_stats, column_stats, sizes, R: tl.constexpr, J: tl.constexpr
-):
+def repair_kernel(logits, labels, scale, plan, row_stats, column_stats, sizes, R: tl.constexpr, J: tl.constexpr):
     """The first programs repair blocks of rows, the others blocks of columns."""
     if tl.load(plan.header + REPAIRED) != 0:
         _, sign, sigma = load_scale(scale, row_stats.dtype.element_ty)
@@ -127,6 +125,4 @@ def repair_kernel(
         if program < row_blocks:
             _repair_rows(logits, labels, row_stats, sizes, program, sign, sigma, R, J)
         else:
-            _repair_columns(
-                logits, labels, row_stats, column_stats, sizes, program - row_blocks, sign, sigma, R, J
-            )
+            _repair_columns(logits, labels, row_stats, column_stats, sizes, program - row_blocks, sign, sigma, R, J)

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """A tile of scores x_ij (eq. 3). Every pass forms them here: the repair subtracts maxima of x from x."""
 
 from __future__ import annotations

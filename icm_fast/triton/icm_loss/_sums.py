@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """Row and column sums of exponentials (eq. 5 and 7): one exponential per score serves both axes.
 
 A program owns a set of rows and walks all columns for each block of them. Its column sums, relative to its own largest
@@ -110,7 +110,7 @@ def merge_kernel(
     is_column = at < columns
     total = tl.zeros((BLOCK,), acc)
     line = partial + at
-    for q in range(0, programs):
+    for q in range(programs):
         factor = tl.exp2((tl.load(offsets + q) - top) * sigma)
         total += factor * tl.load(line, mask=is_column, other=0.0)
         line += columns

@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """Terms of the loss from the sums, and their reduction."""
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-OPERATORS: dict[str, object] = {}
