@@ -30,7 +30,7 @@ LIMITS = {
     # The addresses of sums that only the gradient of a scale uses.
     r"icm_loss_gradient_kernel": (512, 16),
     r"icm_loss_factors_kernel": (256, 16),
-    r"icm_loss_plan_kernel": (1024, 0),
+    r"icm_loss_plan_kernel": (1024, 8),  # the total that a prefix sum returns through a pointer
     r"icm_loss_dscale_kernel": (32, 0),
     r"": (256, 0),
 }
@@ -105,6 +105,6 @@ def test_registers_stack_and_shared_memory(kernels: dict[str, list[Kernel]]) -> 
 
 
 def test_a_spill_would_be_seen() -> None:
-    listing = "arch = sm_90\n Function _ZN3icm20icm_loss_plan_kernelIfEEvv:\n  REG:40 STACK:8 SHARED:0 LOCAL:0\n"
+    listing = "arch = sm_90\n Function _ZN3icm20icm_loss_plan_kernelIfEEvv:\n  REG:40 STACK:16 SHARED:0 LOCAL:0\n"
     ((arch, kernel),) = kernels_of(listing)
-    assert arch == "sm_90" and kernel.stack == 8 > limits_of(kernel.name)[1]
+    assert arch == "sm_90" and kernel.stack == 16 > limits_of(kernel.name)[1]

@@ -213,11 +213,16 @@ LABELS = torch.tensor([0, 1, 2])
         ({"label_smoothing": NAN}, ValueError, r"expected label_smoothing in \[0, 1\], got nan"),
         ({"reduction": "avg"}, ValueError, "expected reduction to be one of 'none', 'mean', 'sum', got 'avg'"),
         ({"backend": "tpu"}, ValueError, "unknown backend='tpu'"),
-        ({"backend": "triton"}, RuntimeError, "backend='triton' was requested but is not available"),
+        # Where Triton works it works on another device.
+        (
+            {"backend": "triton"},
+            (RuntimeError, ValueError),
+            "backend='triton' (was requested but is not|works on cuda)",
+        ),
         ({"backend": "tpu", "target": LABELS}, ValueError, "unknown backend='tpu'"),
     ],
 )
-def test_errors(change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_errors(change: dict[str, Any], error: type[Exception] | tuple[type[Exception], ...], message: str) -> None:
     arguments = {**good(), **change}
     with pytest.raises(error, match=message) as info:
         F_icm.mixup_cross_entropy(arguments.pop("logits"), arguments.pop("target"), **arguments)

@@ -16,7 +16,7 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from icm_fast.triton import _rows, am_mixup_loss, icm_loss, mixup_cross_entropy
+from icm_fast.triton import _rows, am_mixup_loss, icm_loss, mixup, mixup_cross_entropy
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--shipped-tiles"):
         icm_loss.tiles_for = larger_tiles
         am_mixup_loss.row_tile = mixup_cross_entropy.row_tile = larger_row_tile
+        mixup._BLOCK = 1 << 16
 
 
 @functools.cache

@@ -31,7 +31,7 @@ class MixedLogitRow {
   };
   __device__ __forceinline__ MixedLogitRow(const LogitRow<T>& own, const LogitRow<T>& partner, acc_t own_weight)
       : own_(own), partner_(partner), mix_{own_weight} {}
-  __device__ __forceinline__ Raw load(int64_t first, int count) const {
+  __device__ __forceinline__ Raw load(int first, int count) const {
     return {own_.load(first, count), partner_.load(first, count)};
   }
   __device__ __forceinline__ acc_t value(const Raw& raw, int k) const {
@@ -52,19 +52,24 @@ struct PartnerRows : Logits2d<T> {
   FloatVector rate;
   Smoothing<acc_t> smoothing;  // none
 
-  __device__ __forceinline__ bool is_valid() const { return lam_is_valid(rate.at<acc_t>(0)); }
-  __device__ __forceinline__ MixedRow<acc_t> target(int64_t i) const {
+  struct Target {
+    acc_t score;  // the mixed logit of its class
+    bool valid;
+  };
+  __device__ __forceinline__ MixedRow<acc_t> mixed_row_of(int64_t i) const {
     return mixed_row(given, i, this->rows, this->classes, rate.at<acc_t>(0));
   }
-  __device__ __forceinline__ MixedLogitRow<T> row(int64_t i, const MixedRow<acc_t>& target) const {
-    return {LogitRow<T>(this->at(i), this->class_stride), LogitRow<T>(this->at(target.partner), this->class_stride),
-            target.own_weight};
+  __device__ __forceinline__ bool is_valid() const { return lam_is_valid(rate.at<acc_t>(0)); }
+  __device__ __forceinline__ MixedLogitRow<T> row(int64_t i) const {
+    const MixedRow<acc_t> mixed = mixed_row_of(i);
+    return {LogitRow<T>(this->at(i)), LogitRow<T>(this->at(mixed.partner)), mixed.own_weight};
   }
-  __device__ __forceinline__ acc_t scores(const MixedLogitRow<T>& row, const MixedRow<acc_t>& target) const {
-    return target.valid ? row.at(target.label) : acc_t(0);
+  __device__ __forceinline__ Target target(int64_t i) const {
+    const MixedRow<acc_t> mixed = mixed_row_of(i);
+    return {mixed.valid ? row(i).at(mixed.label) : acc_t(0), mixed.valid};
   }
-  __device__ __forceinline__ acc_t term(const MixedRow<acc_t>&, acc_t score, const RowTotals<acc_t>& row) const {
-    const acc_t t = shifted(score, row.maximum);
+  __device__ __forceinline__ acc_t term(const Target& target, const RowTotals<acc_t>& row) const {
+    const acc_t t = shifted(target.score, row.maximum);
     return log_ratio<acc_t>(row.sum, exp2_flushed(t), t, [](acc_t x) { return log2(x); }) * acc_t(kLn2);
   }
 };
@@ -95,7 +100,7 @@ class GradientSums {
       : group_(group), a_(a), packs_(packs) {}
 
   __device__ __forceinline__ void load(int64_t i, Loaded& loaded) const {
-    group_.load(loaded, packs_, a_.rows.at(i), a_.rows.class_stride);
+    group_.load(loaded, packs_, a_.rows.at(i));
   }
   // Adds weight * dM_i, where M_i is mixed of these logits.
   __device__ __forceinline__ void add(int64_t i, const MixedRow<acc_t>& target, acc_t weight, const Loaded& own,
@@ -145,7 +150,7 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 3)
     typename Sums::Loaded own = {}, other = {};
     sums.load(j, own);
     // A maximum that is NaN marks an invalid target, and this row alone cannot tell of the others.
-    const auto target = a.rows.target(j);
+    const auto target = a.rows.mixed_row_of(j);
     const bool is_invalid = !target.valid || is_nan(a.stats.maximum[j]);
     if (!is_invalid) {
       if (target.own_weight != 0) {
@@ -153,7 +158,7 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 3)
         sums.add(j, target, target.own_weight, own, other);
       }
       for (int32_t i = a.lists.first[j]; i >= 0; i = a.lists.next[i]) {
-        const auto source = a.rows.target(i);
+        const auto source = a.rows.mixed_row_of(i);
         const auto rest = partner_weight(source.own_weight);
         if (rest == 0) continue;
         sums.load(i, other);
@@ -165,8 +170,8 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 3)
 }
 
 template <typename scalar_t>
-PartnerRows<scalar_t> partner_rows(const RowMix& given) {
-  return {logits_2d<scalar_t>(given.op, given.logits), given.given, given.rate, {}};
+PartnerRows<scalar_t> partner_rows(const RowMix& given, const LogitsInRows<scalar_t>& logits) {
+  return {logits.logits(), given.given, given.rate, {}};
 }
 
 template <typename scalar_t>
@@ -174,7 +179,8 @@ void write_gradient(const RowMix& given, const RowGradient& out) {
   using acc_t = acc_type<scalar_t>;
   constexpr int kSize = Held<scalar_t>::kSize, kPacks = kSummedPacks;
   const DeviceScope scope(given.op, given.logits);
-  const PartnerRows<scalar_t> rows = partner_rows<scalar_t>(given);
+  const LogitsInRows<scalar_t> logits(given.op, given.logits);
+  const PartnerRows<scalar_t> rows = partner_rows(given, logits);
   const ListedPartners listed(scope, given.op, given.logits, given.given.index, given.given.index_stride, rows.rows);
   scalar_t* const dlogits = data<scalar_t>(out.dlogits);
   const bool aligned = has_aligned_packs<kSize>(dlogits) && rows.classes % kSize == 0;
@@ -184,7 +190,7 @@ void write_gradient(const RowMix& given, const RowGradient& out) {
                                       row_stats_of<acc_t>(out.stats),
                                       {out.grad, term_factor(out.reduction, rows.rows)},
                                       dlogits,
-                                      aligned && rows.class_stride == 1 && rows.row_stride % kSize == 0 &&
+                                      aligned && rows.row_stride % kSize == 0 &&
                                           has_aligned_packs<kSize>(rows.logits)};
   launch_teams(scope, given.op, am_gradient_kernel<scalar_t>, a, aligned, kSize);
 }
@@ -195,7 +201,9 @@ struct Cuda : OnDevice {
   }
   static void terms(const RowMix& given, const RowLoss& out) {
     dispatch_floating(given.op, given.logits, [&](auto zero) {
-      launch_row_loss(DeviceScope(given.op, given.logits), partner_rows<decltype(zero)>(given), out);
+      const DeviceScope scope(given.op, given.logits);
+      const LogitsInRows<decltype(zero)> logits(given.op, given.logits);
+      launch_row_loss(scope, partner_rows(given, logits), out);
     });
   }
   static void gradient(const RowMix& given, const RowGradient& out) {

@@ -14,29 +14,29 @@ struct SoftTargetRows : Logits2d<T> {
   acc_t kept;                 // what label smoothing leaves
   Smoothing<acc_t> smoothing;
 
-  struct Scores {
-    acc_t a, b;
+  struct Target {
+    acc_t weight_a, weight_b, score_a, score_b;  // of its classes; the scores are their logits
+    bool is_mixed, valid;
   };
-  __device__ __forceinline__ bool is_valid() const { return true; }
-  __device__ __forceinline__ SoftTarget<acc_t> target(int64_t i) const {
+  __device__ __forceinline__ SoftTarget<acc_t> soft_target_of(int64_t i) const {
     return soft_target(labels, i, this->classes, class_weight, kept);
   }
-  __device__ __forceinline__ LogitRow<T> row(int64_t i, const SoftTarget<acc_t>&) const {
-    return LogitRow<T>(this->at(i), this->class_stride);
+  __device__ __forceinline__ bool is_valid() const { return true; }
+  __device__ __forceinline__ LogitRow<T> row(int64_t i) const { return LogitRow<T>(this->at(i)); }
+  __device__ __forceinline__ Target target(int64_t i) const {
+    const SoftTarget<acc_t> soft = soft_target_of(i);
+    if (!soft.valid) return {};
+    return {soft.weight_a,      soft.weight_b,    row(i).at(soft.a),
+            row(i).at(soft.b), soft.a != soft.b, true};
   }
-  __device__ __forceinline__ Scores scores(const LogitRow<T>& row, const SoftTarget<acc_t>& target) const {
-    if (!target.valid) return {0, 0};
-    return {row.at(target.a), row.at(target.b)};
-  }
-  __device__ __forceinline__ acc_t term(const SoftTarget<acc_t>& target, const Scores& scores,
-                                        const RowTotals<acc_t>& row) const {
+  __device__ __forceinline__ acc_t term(const Target& target, const RowTotals<acc_t>& row) const {
     const auto log2_of = [](acc_t x) { return log2(x); };
     const auto negative_log = [&](acc_t score) {
       const acc_t t = shifted(score, row.maximum);
       return log_ratio<acc_t>(row.sum, exp2_flushed(t), t, log2_of);
     };
-    acc_t total = target.weight_a * negative_log(scores.a);
-    if (target.a != target.b) total += target.weight_b * negative_log(scores.b);
+    acc_t total = target.weight_a * negative_log(target.score_a);
+    if (target.is_mixed) total += target.weight_b * negative_log(target.score_b);
     if (smoothing.exists()) total += log2_of(row.sum) * smoothing.total() - row.smoothed;
     return total * acc_t(kLn2);
   }
@@ -60,7 +60,7 @@ class RowGradientOf {
   static constexpr int kSize = Held<scalar_t>::kSize;
 
   __device__ __forceinline__ RowGradientOf(const GradientArguments<scalar_t>& a, int64_t i)
-      : smoothing_(a.rows.smoothing), target_(a.rows.target(i)), maximum_(a.stats.maximum[i]) {
+      : smoothing_(a.rows.smoothing), target_(a.rows.soft_target_of(i)), maximum_(a.stats.maximum[i]) {
     if (target_.a == target_.b) target_.weight_b = 0;
     const acc_t total = smoothing_.exists() ? smoothing_.total() : acc_t(0);
     g_ = target_.valid ? a.incoming.of(i) : acc_t(__builtin_nan(""));
@@ -99,14 +99,14 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 4)
   constexpr int kSize = Held<scalar_t>::kSize;
   const Place place = place_in(a.teams);
   if (place.size == 0) return;
-  const int64_t i = place.row, stride = a.rows.class_stride;
+  const int64_t i = place.row;
   const scalar_t* const row = a.rows.at(i);
   scalar_t* const out = a.dlogits + i * place.size;
   const Packs<kSize> packs(a.teams, place, out);
-  const bool all_whole = stride == 1 && packs.aligned(row) && !packs.has_part;
+  const bool all_whole = packs.aligned(row) && !packs.has_part;
   for_pack_groups<kGradientPacks>(all_whole, [&](auto group) {
     Pack<scalar_t, kSize> x[group.count];
-    group.load(x, packs, row, stride);
+    group.load(x, packs, row);
     const RowGradientOf<scalar_t> gradient(a, i);
     group.for_each(packs, [&](int u, int64_t c, int count) {
       store_pack<false>(out + c, gradient.of(x[u], c, count), count, true);
@@ -124,13 +124,14 @@ __global__ void __launch_bounds__(kMostRowThreads) sum_class_weights_kernel(cons
   if (threadIdx.x == 0) *result = acc_t(sum);
 }
 
-// Rows of one call, and the memory of what is derived from the class weights.
+// Rows of one call, and the memory of what is derived for them.
 template <typename scalar_t>
 class PreparedRows {
  public:
   using acc_t = acc_type<scalar_t>;
   PreparedRows(const DeviceScope& scope, const SoftRows& given)
-      : rows_{logits_2d<scalar_t>(given.op, given.logits), given.labels, static_cast<const acc_t*>(given.class_weight),
+      : logits_(given.op, given.logits),
+        rows_{logits_.logits(), given.labels, static_cast<const acc_t*>(given.class_weight),
               acc_t(1.0 - given.label_smoothing), {}} {
     if (given.label_smoothing == 0) return;
     Smoothing<acc_t>& smoothing = rows_.smoothing;
@@ -146,6 +147,7 @@ class PreparedRows {
   const SoftTargetRows<scalar_t>& rows() const { return rows_; }
 
  private:
+  LogitsInRows<scalar_t> logits_;
   SoftTargetRows<scalar_t> rows_;
   Tensor sum_;
 };

@@ -115,8 +115,7 @@ ICM_HOST_DEVICE bool has_aligned_packs(const T* p) {
 
 // The pack at p, of whose elements `count`, at least 1, exist; the others are `missing`.
 template <int kSize, typename T>
-__device__ __forceinline__ Pack<T, kSize> load_pack(const T* p, int count, bool aligned, T missing = T{},
-                                                    int64_t stride = 1) {
+__device__ __forceinline__ Pack<T, kSize> load_pack(const T* p, int count, bool aligned, T missing = T{}) {
   using Whole = typename Pack<T, kSize>::Whole;
   Pack<T, kSize> pack = {};
   if (aligned && count == kSize) {
@@ -128,7 +127,7 @@ __device__ __forceinline__ Pack<T, kSize> load_pack(const T* p, int count, bool 
     return pack;
   }
 #pragma unroll
-  for (int k = 0; k < kSize; ++k) pack.set(k, k < count ? p[k * stride] : missing);
+  for (int k = 0; k < kSize; ++k) pack.set(k, k < count ? p[k] : missing);
   return pack;
 }
 

@@ -31,8 +31,9 @@ struct ThreadTeam {
   // until every thread has passed a barrier.
   template <typename Operation, typename T>
   __device__ __forceinline__ T reduce(T value, T* scratch, Operation operation = {}) const {
-    for (int width = (size < kWarp ? size : kWarp) / 2; width > 0; width /= 2)
-      value = operation(value, shuffle_xor(value, width));
+#pragma unroll
+    for (int width = kWarp / 2; width > 0; width /= 2)
+      if (width < size) value = operation(value, shuffle_xor(value, width));
     if (size <= kWarp) return value;
     if (lane_index() == 0) scratch[warp_index()] = value;
     sync_block();

@@ -37,12 +37,27 @@ struct RowShared {
   RowPartial partials[kMostClusterBlocks];
 };
 
+// What a thread keeps while rows are summed, in shared memory: registers decide how many blocks run.
+template <typename Rows>
+struct RowKept {
+  using acc_t = acc_type<typename Rows::scalar_t>;
+  typename Rows::Target target;
+  RowTotals<acc_t> totals;
+  double sum;  // of terms
+  bool invalid;
+};
+template <typename Rows>
+size_t row_shared_bytes(int threads) {
+  return sizeof(RowShared<typename RowKept<Rows>::acc_t>) + size_t(threads) * sizeof(RowKept<Rows>);
+}
+
 // One block. An invalid target makes everything NaN.
 template <typename acc_t>
 __device__ __forceinline__ void write_row_loss(const RowLossOutput<acc_t>& out, const RowPartial* partials,
                                                int count, double* scratch) {
   double sum = 0;
   bool invalid = false;
+#pragma unroll 1  // unrolled, it would take more registers than all the rest
   for (int k = int(threadIdx.x); k < count; k += int(blockDim.x)) {
     sum += partials[k].sum;
     invalid |= partials[k].invalid != 0;
@@ -68,13 +83,15 @@ __global__ void __launch_bounds__(kMostRowThreads)
 }
 
 // Rows has
-//   scalar_t; int64_t rows; int32_t classes; Smoothing<acc_t> smoothing
+//   scalar_t; int32_t rows, classes; Smoothing<acc_t> smoothing
 //   kResidentBlocks: of the largest size, on a multiprocessor, as far as registers go
 //   bool is_valid() const                               what all rows have in common
-//   auto target(int64_t i) const                        with a flag `valid`, and safe to go on with if not
-//   auto row(int64_t i, const Target&) const            a row source (row_softmax.h)
-//   auto scores(const Row&, const Target&) const        the logits of the target's classes
-//   acc_t term(const Target&, const Scores&, const RowTotals&) const
+//   auto row(int64_t i) const                           a row source (row_softmax.h), of an invalid row too
+//   auto target(int64_t i) const                        with a flag `valid`: what the term takes beside the totals
+//   acc_t term(const Target&, const RowTotals&) const
+//
+// Targets and terms take as many instructions as a row's sums, for one row as for a warp of rows: so each thread of a
+// team keeps the totals of one row, in turn, and then all of them make their terms together.
 template <typename Rows>
 __global__ void __launch_bounds__(kMostRowThreads, Rows::kResidentBlocks)
     row_loss_kernel(const Rows p, const RowLossOutput<acc_type<typename Rows::scalar_t>> out, int team_bits) {
@@ -84,30 +101,35 @@ __global__ void __launch_bounds__(kMostRowThreads, Rows::kResidentBlocks)
   const bool is_cluster = out.partials == nullptr && gridDim.x > 1;
   if (is_cluster) ClusterGroup::sync();  // the first block's shared memory must exist before it is written
   const ThreadTeam team(team_bits);
-  const int teams = int(blockDim.x) >> team_bits;
-  double sum = 0;
-  bool invalid = !p.is_valid();
-  for (int64_t begin = int64_t(blockIdx.x) * teams; begin < p.rows; begin += int64_t(gridDim.x) * teams) {
-    const bool exists = begin + team.index < p.rows;
-    const int64_t i = exists ? begin + team.index : p.rows - 1;
-    const auto target = p.target(i);
-    const auto row = p.row(i, target);
-    const auto scores = p.scores(row, target);
-    const RowTotals<acc_t> totals =
-        RowSummation<scalar_t, std::decay_t<decltype(row)>>(team, row, p.classes, p.smoothing, &shared.row)
-            .run();
-    if (!exists || team.lane != 0) continue;
-    const acc_t term = target.valid ? p.term(target, scores, totals) : acc_t(0);
-    invalid |= !target.valid;
-    out.stats.maximum[i] = totals.maximum;
-    out.stats.sum[i] = totals.sum;
+  const int teams = int(blockDim.x) >> team_bits, stride = int(gridDim.x) * teams;
+  RowKept<Rows>& kept = (reinterpret_cast<RowKept<Rows>*>(&shared + 1))[threadIdx.x];
+  kept.sum = 0;
+  kept.invalid = !p.is_valid();
+  for (int begin = int(blockIdx.x) * teams; begin < p.rows; begin += stride << team_bits) {
+    const int own = begin + team.index + team.lane * stride;
+    const bool has_own = own < p.rows;
+    for (int turn = 0; turn < team.size && begin + turn * stride < p.rows; ++turn) {
+      const int i = begin + team.index + turn * stride;
+      const auto row = p.row(i < p.rows ? i : p.rows - 1);
+      RowSummation<scalar_t, std::decay_t<decltype(row)>> summation(team, row, p.classes, p.smoothing, &shared.row);
+      summation.start();
+      if (turn == 0 && has_own) kept.target = p.target(own);
+      const RowTotals<acc_t> totals = summation.finish();
+      if (turn == team.lane) kept.totals = totals;
+    }
+    if (!has_own) continue;
+    const RowTotals<acc_t> totals = kept.totals;
+    const acc_t term = kept.target.valid ? p.term(kept.target, totals) : acc_t(0);
+    kept.invalid |= !kept.target.valid;
+    out.stats.maximum[own] = totals.maximum;
+    out.stats.sum[own] = totals.sum;
     if (out.reduction == Reduction::kNone)
-      out.loss[i] = term;
+      out.loss[own] = term;
     else
-      sum += double(term);
+      kept.sum += double(term);
   }
-  sum = ThreadTeam::block().reduce<Sum>(sum, shared.sums);
-  invalid = any_in_block(invalid);
+  const double sum = ThreadTeam::block().reduce<Sum>(kept.sum, shared.sums);
+  const bool invalid = any_in_block(kept.invalid);
   const RowPartial partial{sum, double(invalid)};
   if (out.partials != nullptr) {
     if (threadIdx.x == 0) out.partials[blockIdx.x] = partial;
@@ -160,7 +182,7 @@ void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& 
   const RowDivision division = divide_rows<scalar_t>(rows.rows, rows.classes, scope.limits());
   RowLossOutput<acc_t> out{data<acc_t>(given.loss), row_stats_of<acc_t>(given.stats), rows.rows,
                            given.reduction, nullptr};
-  Launch how{division.blocks, division.threads, sizeof(RowShared<acc_t>)};
+  Launch how{division.blocks, division.threads, row_shared_bytes<Rows>(division.threads)};
   if (division.is_cluster) {
     how.cluster = division.blocks;
     scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team_bits);
@@ -169,28 +191,37 @@ void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& 
   const Tensor partials = new_contiguous({division.blocks, 2}, ScalarType::Double, given.stats);
   out.partials = data<RowPartial>(partials);
   scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team_bits);
-  scope.launch({1, kMostRowThreads, how.shared_bytes}, finish_row_loss_kernel<acc_t>, out, division.blocks);
+  scope.launch({1, kMostRowThreads, sizeof(RowShared<acc_t>)}, finish_row_loss_kernel<acc_t>, out, division.blocks);
 }
 
-// What both directions take of the logits. Classes of a row are counted in 32 bits.
+// What both directions take of the logits. Rows, and classes of a row, are counted in 32 bits.
 template <typename T>
 struct Logits2d {
   using scalar_t = T;
   const scalar_t* logits;
-  int64_t rows;
-  int32_t classes;
-  int64_t row_stride, class_stride;
+  int32_t rows, classes;
+  int64_t row_stride;
 
   __device__ __forceinline__ const scalar_t* at(int64_t i) const { return logits + i * row_stride; }
 };
 
+// The logits, copied if the classes of a row do not follow each other in memory: rows could not be read in packs.
 template <typename scalar_t>
-Logits2d<scalar_t> logits_2d(const char* op, const Tensor& logits) {
-  STD_TORCH_CHECK(logits.size(1) <= kMostDividend - (1 << 20), op,
-                  ": expected fewer than 2^31 classes on CUDA");
-  return {data<const scalar_t>(logits), logits.size(0), int32_t(logits.size(1)), logits.stride(0),
-          logits.stride(1)};
-}
+class LogitsInRows {
+ public:
+  LogitsInRows(const char* op, const Tensor& logits)
+      : memory_(logits.stride(1) == 1 || logits.size(1) <= 1 ? logits : torch::stable::contiguous(logits)) {
+    constexpr int64_t most = kMostDividend - (1 << 22);  // a turn of the grid beyond the last row is still no overflow
+    STD_TORCH_CHECK(logits.size(0) <= most && logits.size(1) <= most, op,
+                    ": expected fewer than 2^31 - 2^22 rows and classes on CUDA");
+  }
+  Logits2d<scalar_t> logits() const {
+    return {data<const scalar_t>(memory_), int32_t(memory_.size(0)), int32_t(memory_.size(1)), memory_.stride(0)};
+  }
+
+ private:
+  Tensor memory_;
+};
 
 // The gradient that came in for a row's term.
 template <typename acc_t>

@@ -25,9 +25,9 @@ __device__ __forceinline__ acc_t minus_infinity() {
 }
 
 // A row source has
-//   Raw load(int64_t first, int count) const       a pack of the row; elements from count on are -inf
+//   Raw load(int first, int count) const           a pack of the row; elements from count on are -inf
 //   acc_t value(const Raw&, int k) const           the logit that element k stands for
-//   acc_t at(int64_t c) const                      the same of one class
+//   acc_t at(int64_t c) const                      the logit of one class
 template <typename scalar_t>
 class LogitRow {
  public:
@@ -35,18 +35,16 @@ class LogitRow {
   using acc_t = acc_type<scalar_t>;
   using Raw = Pack<scalar_t, kSize>;
 
-  __device__ __forceinline__ LogitRow(const scalar_t* row, int64_t stride)
-      : row_(row), stride_(stride), aligned_(stride == 1 && has_aligned_packs<kSize>(row)) {}
-  __device__ __forceinline__ Raw load(int64_t first, int count) const {
-    return load_pack<kSize>(row_ + first * stride_, count, aligned_,
-                            rounded<scalar_t>(minus_infinity<acc_t>()), stride_);
+  __device__ __forceinline__ explicit LogitRow(const scalar_t* row)
+      : row_(row), aligned_(has_aligned_packs<kSize>(row)) {}
+  __device__ __forceinline__ Raw load(int first, int count) const {
+    return load_pack<kSize>(row_ + first, count, aligned_, rounded<scalar_t>(minus_infinity<acc_t>()));
   }
   __device__ __forceinline__ acc_t value(const Raw& raw, int k) const { return to_acc(raw.get(k)); }
-  __device__ __forceinline__ acc_t at(int64_t c) const { return to_acc(row_[c * stride_]); }
+  __device__ __forceinline__ acc_t at(int64_t c) const { return to_acc(row_[c]); }
 
  private:
   const scalar_t* row_;
-  int64_t stride_;
   bool aligned_;
 };
 
@@ -96,11 +94,17 @@ class RowSummation {
                                           const Smoothing<acc_t>& smoothing, RowScratch<acc_t>* scratch)
       : team_(team), row_(row), classes_(classes), smoothing_(smoothing), scratch_(scratch) {}
 
-  // Called by every thread of the block; all of a team get the result.
-  __device__ __forceinline__ RowTotals<acc_t> run() {
+  // Starts to read the first tile.
+  __device__ __forceinline__ void start() { load(0); }
+  // Called by every thread of the block after start(); all of a team get the result.
+  __device__ __forceinline__ RowTotals<acc_t> finish() {
     const int tile = team_.size * H::kElements;
     const bool is_one_tile = classes_ <= tile;
-    for (int begin = 0; begin < classes_; begin += tile) add_tile(begin, is_one_tile);
+    add_tile(0, is_one_tile);
+    for (int begin = tile; begin < classes_; begin += tile) {
+      load(begin);
+      add_tile(begin, false);
+    }
     acc_t maximum = maximum_;
     if (!is_one_tile) {
       maximum = team_.reduce<Maximum>(maximum_, scratch_->maxima);
@@ -118,17 +122,19 @@ class RowSummation {
     return begin + (u * team_.size + team_.lane) * H::kSize;
   }
 
-  __device__ __forceinline__ void add_tile(int begin, bool is_only) {
-    typename Row::Raw raw[H::kPacks];
+  __device__ __forceinline__ void load(int begin) {
 #pragma unroll
     for (int u = 0; u < H::kPacks; ++u)
-      if (const int c = first(begin, u); c < classes_) raw[u] = row_.load(c, min(H::kSize, classes_ - c));
+      if (const int c = first(begin, u); c < classes_) raw_[u] = row_.load(c, min(H::kSize, classes_ - c));
+  }
+
+  __device__ __forceinline__ void add_tile(int begin, bool is_only) {
     acc_t largest = maximum_;
 #pragma unroll
     for (int u = 0; u < H::kPacks; ++u)
       if (first(begin, u) < classes_) {
 #pragma unroll
-        for (int k = 0; k < H::kSize; ++k) largest = max(largest, row_.value(raw[u], k));
+        for (int k = 0; k < H::kSize; ++k) largest = max(largest, row_.value(raw_[u], k));
       }
     if (is_only)
       maximum_ = team_.reduce<Maximum>(largest, scratch_->maxima);
@@ -140,9 +146,9 @@ class RowSummation {
       if (const int c = first(begin, u); c < classes_) {
         acc_t sum = 0;
 #pragma unroll
-        for (int k = 0; k < H::kSize; ++k) sum += exp2_flushed(shifted(row_.value(raw[u], k), offset));
+        for (int k = 0; k < H::kSize; ++k) sum += exp2_flushed(shifted(row_.value(raw_[u], k), offset));
         sum_ += sum;
-        if (smoothing_.exists()) add_smoothed(c, raw[u], offset);
+        if (smoothing_.exists()) add_smoothed(c, raw_[u], offset);
       }
   }
 
@@ -168,6 +174,7 @@ class RowSummation {
   const int classes_;
   const Smoothing<acc_t>& smoothing_;
   RowScratch<acc_t>* const scratch_;
+  typename Row::Raw raw_[H::kPacks];
   acc_t maximum_ = minus_infinity<acc_t>(), sum_ = 0, smoothed_ = 0, seen_ = 0;
 };
 

@@ -108,8 +108,7 @@ struct PackGroup {
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
       const int count = this->elements(packs, u);
-      if (count > 0)
-        loaded[u] = load_pack<kSize>(row + this->position(packs, u) * stride, count, aligned, T{}, stride);
+      if (count > 0) loaded[u] = load_pack<kSize>(row + this->position(packs, u), count, aligned);
     }
   }
   // Calls body(u, first element, how many) for each pack that exists.

@@ -33,8 +33,13 @@ def declare(operation: str, backends: Sequence[str], schemas: dict[str, tuple[st
     OPERATORS[operation] = tuple(schemas)
     for name, (schema, fake) in schemas.items():
         for backend in backends:
-            LIBRARY.define(f"{name}.{backend}{schema}")
-            torch.library.register_fake(f"icm_fast::{name}.{backend}", fake, lib=LIBRARY)
+            define(name, backend, schema, fake)
+
+
+def define(name: str, backend: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Define one overload."""
+    LIBRARY.define(f"{name}.{backend}{schema}")
+    torch.library.register_fake(f"icm_fast::{name}.{backend}", fake, lib=LIBRARY)
 
 
 def check_one_device(*tensors: torch.Tensor | None) -> None:

@@ -21,6 +21,7 @@ from ._library import (
     accumulation_type,
     check_one_device,
     declare,
+    define,
     overload,
     refuse_second_derivative,
 )
@@ -123,18 +124,12 @@ def _fake_loss_and_gradient(
 
 
 # Loss and its gradient for an incoming gradient of 1, in the type of the sums: a small batch in one launch.
-declare(
+define(
     "icm_loss_grad",
-    ["cuda"],
-    {
-        "icm_loss_grad": (
-            (
-                "(Tensor logits, Tensor y_a, Tensor y_b, Tensor lam, int diagonal, bool class_axis, bool pair_axis, "
-                "int reduction) -> (Tensor loss, Tensor terms, Tensor dlogits)"
-            ),
-            _fake_loss_and_gradient,
-        )
-    },
+    "cuda",
+    "(Tensor logits, Tensor y_a, Tensor y_b, Tensor lam, int diagonal, bool class_axis, bool pair_axis, int reduction) "
+    "-> (Tensor loss, Tensor terms, Tensor dlogits)",
+    _fake_loss_and_gradient,
 )
 # Columns and classes up to which the CUDA backend takes it: csrc/cuda/icm_loss_launch.h. Beyond them the gradient
 # would be a launch of its own as well, and be kept in float32 until the backward pass.

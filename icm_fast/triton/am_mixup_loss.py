@@ -46,7 +46,7 @@ class Mixing(NamedTuple):
 def _mixed_row(mixing, i, in_rows, rows, classes, acc: tl.constexpr):
     """(partner, own weight, label, valid) of mixed rows i; a row that is its own partner has weight exactly 1."""
     partner, label = load_index(mixing.partner, i, in_rows), load_index(mixing.labels, i, in_rows)
-    rate = tl.load(mixing.rate.data).to(acc)
+    rate = tl.load(mixing.rate.data + tl.zeros_like(i)).to(acc)
     valid = in_rows & (partner >= 0) & (partner < rows) & (label >= 0) & (label < classes)
     valid = valid & (rate >= 0) & (rate <= 1)
     other = load_index(mixing.labels, partner, valid)

@@ -26,11 +26,18 @@ BARRIERS = {
 LAYER = ("device.h", "runtime.h")  # defines them
 
 
-def mutants(folder: Path, source: str) -> Iterator[tuple[Path, int, str]]:
+def included(path: Path) -> set[Path]:
+    """A source and the headers beside it that it needs."""
+    found = {path}
+    for name in re.findall(r'^#include "(\w+\.h)"', path.read_text(), re.MULTILINE):
+        if name not in LAYER and (path.parent / name).exists():
+            found |= included(path.parent / name)
+    return found
+
+
+def mutants(source: Path) -> Iterator[tuple[Path, int, str]]:
     """File, line number and new line of each."""
-    for path in sorted(folder.iterdir()):
-        if path.name in LAYER or (path.suffix == ".cu" and path.name != source):
-            continue
+    for path in sorted(included(source)):
         for number, line in enumerate(path.read_text().splitlines(), start=1):
             for pattern, rest in BARRIERS.items():
                 code = line.partition("//")[0]
@@ -64,7 +71,7 @@ def main() -> None:
         shutil.copytree(ROOT / "csrc", tree / "csrc")
         if failure := fails(tree, source, tests):
             raise SystemExit(f"the tests must pass as the kernels are: {failure}")
-        for path, number, line in list(mutants(tree / "csrc" / "cuda", source)):
+        for path, number, line in list(mutants(tree / "csrc" / "cuda" / source)):
             original = path.read_text()
             lines = original.splitlines()
             place = f"{path.name}:{number} {lines[number - 1].strip()}"

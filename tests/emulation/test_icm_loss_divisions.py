@@ -26,7 +26,7 @@ SHAPES = [(128, 10), (61, 100), (230, 30), (9, 5000), (40, 20000), (300, 3), (25
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def device(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
     processors, shared_kib, clusters = DEVICES[request.param]
     plugin.set_device(multiprocessors=processors, shared_bytes=shared_kib * 1024, has_clusters=clusters)
     yield request.param
@@ -64,9 +64,7 @@ def test_types_on_a_small_device(dtype: torch.dtype, generator: torch.Generator)
 
 
 @pytest.mark.parametrize("shape", [(128, 100), (30, 10), (500, 20)], ids=str)
-def test_one_launch_has_the_bits_of_two_passes(
-    shape: tuple[int, int], device: str, generator: torch.Generator
-) -> None:
+def test_one_launch_has_the_bits_of_two_passes(shape: tuple[int, int], device: str, generator: torch.Generator) -> None:
     case = REGIMES["normal"](*shape, torch.float32, generator)
     op = torch.ops.icm_fast
     before = plugin.launches()
