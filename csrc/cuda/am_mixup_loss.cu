@@ -110,7 +110,7 @@ class GradientSums {
     group_.for_each(packs_, [&](int u, int64_t c, int) {
 #pragma unroll
       for (int k = 0; k < kSize; ++k) {
-        const acc_t mixed = mix(to_acc(own[u].get(k)), to_acc(partner[u].get(k)));
+        const acc_t mixed = mix(own[u].value(k), partner[u].value(k));
         sum_[u][k] = fused_multiply_add(exp2_flushed(shifted(mixed, maximum)), factor, sum_[u][k]);
       }
       const int64_t at = target.label - c;

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "../mixup_operators.h"
-#include "mixup_samples.h"
+#include "mixup_packs.h"
 #include "partner_lists.h"
 #include "teams.h"
 
@@ -46,52 +46,6 @@ struct UnmixArguments : Arguments<scalar_t, scalar_t> {
   PartnerLists lists;
 };
 
-// Floating-point samples. A source of weight 0 takes no part; alone, a sample is copied.
-template <typename T, int kSize>
-__device__ __forceinline__ Pack<T, kSize> mixed_pack(const Pack<T, kSize>& own, const Pack<T, kSize>& partner,
-                                                     MixWeights<acc_type<T>> w, const Image& image,
-                                                     const SampleBox& box, uint32_t first) {
-  auto mixed = Pack<T, kSize>::of([&](int k) {
-    return mix_values(w.own, to_acc(own.get(k)), w.partner, to_acc(partner.get(k)), FusedMultiplyAdd());
-  });
-  if (w.partner == 0) mixed = own;
-  if (w.own == 0) mixed = partner;
-  if (box.exists()) {
-    BoxWalk walk(image, box, first);
-#pragma unroll
-    for (int k = 0; k < kSize; ++k, walk.advance())
-      if (walk.inside()) mixed.set(k, partner.get(k));
-  }
-  return mixed;
-}
-
-// Pixels: bytes are finite, so that a weight of 0 leaves nothing.
-template <typename out_t, int kSize>
-__device__ __forceinline__ Pack<out_t, kSize> mixed_pack(const Pack<uint8_t, kSize>& own,
-                                                         const Pack<uint8_t, kSize>& partner,
-                                                         MixWeights<acc_type<out_t>> weights, const Image& image,
-                                                         const SampleBox& box, uint32_t first,
-                                                         const PixelTable<acc_type<out_t>, kSize>& table) {
-  using acc_t = acc_type<out_t>;
-  const auto mix = [&](int k, MixWeights<acc_t> w, Pixel<acc_t> pixel) {
-    const acc_t a = byte_value(own, k, acc_t{}), b = byte_value(partner, k, acc_t{});
-    const FusedMultiplyAdd multiply_add;
-    return multiply_add(mix_values(w.own, a, w.partner, b, multiply_add), pixel.scale, pixel.shift);
-  };
-  const auto position = table.find(first);
-  if (position.left >= kSize && !box.exists()) {
-    const Pixel<acc_t> pixel = table.at(position.slot);
-    return Pack<out_t, kSize>::of([&](int k) { return mix(k, weights, pixel); });
-  }
-  Pixel<acc_t> pixels[kSize];
-  table.each(position, pixels);
-  MixWeights<acc_t> w[kSize];
-  BoxWalk walk(image, box, first);
-#pragma unroll
-  for (int k = 0; k < kSize; ++k, walk.advance()) w[k] = walk.inside() ? MixWeights<acc_t>{0, 1} : weights;
-  return Pack<out_t, kSize>::of([&](int k) { return mix(k, w[k], pixels[k]); });
-}
-
 template <typename acc_t>
 struct Partnership {
   int64_t partner;
@@ -113,7 +67,8 @@ class PackMix {
   using acc_t = acc_type<out_t>;
   static constexpr int kSize = kPackOf<in_t, out_t>;
 
-  __device__ __forceinline__ PackMix(Group group, const MixArguments<in_t, out_t>& a, const Packs<kSize>& packs, int64_t i)
+  __device__ __forceinline__ PackMix(Group group, const MixArguments<in_t, out_t>& a,
+                                     const Packs<kSize>& packs, int64_t i)
       : group_(group), a_(a), packs_(packs), i_(i) {}
 
   __device__ __forceinline__ Partnership<acc_t> load() {
@@ -131,11 +86,13 @@ class PackMix {
     const bool clean_aligned = Group::whole || packs_.aligned(clean_row);
     group_.for_each(packs_, [&](int u, int64_t first, int count) {
       const uint32_t e = uint32_t(first);
-      store_pack<true>(mixed_row + first, mixed_pack<out_t>(own_[u], partner_[u], p.weights, a_.image, p.box, e, table...),
+      store_pack<true>(mixed_row + first,
+                       mixed_pack<out_t>(own_[u], partner_[u], p.weights, a_.image, p.box, e, table...),
                        count, true);
       if (!a_.keep_clean) return;
       const SampleBox none({0, 0, 0, 0});
-      store_pack<true>(clean_row + first, mixed_pack<out_t>(own_[u], own_[u], {1, 0}, a_.image, none, e, table...), count,
+      store_pack<true>(clean_row + first,
+                       mixed_pack<out_t>(own_[u], own_[u], {1, 0}, a_.image, none, e, table...), count,
                        clean_aligned);
     });
   }
@@ -163,7 +120,8 @@ __global__ void __launch_bounds__(kTeamThreads, kResidentBlocks)
     Partnership<acc_type<out_t>> p{0, {}, SampleBox({0, 0, 0, 0})};
     if (all_whole) p = whole.load();
     const int64_t past = place.first + a.teams.elements, size = a.teams.size;
-    const PixelTable<acc_type<out_t>, kSize> table(a.pixels, uint32_t(place.first < kSize ? 0 : place.first - kSize),
+    const PixelTable<acc_type<out_t>, kSize> table(a.pixels,
+                                                   uint32_t(place.first < kSize ? 0 : place.first - kSize),
                                                    uint32_t(past < size ? past : size));
     sync_block();
     if (all_whole) return whole.store(p, table);
@@ -190,7 +148,8 @@ class PackSums {
   __device__ __forceinline__ PackSums(Group group, const Packs<kSize>& packs, const Image& image)
       : group_(group), packs_(packs), image_(image) {}
 
-  __device__ __forceinline__ void add(const scalar_t* row, acc_t outside, acc_t inside, const SampleBox& box) {
+  __device__ __forceinline__ void add(const scalar_t* row, acc_t outside, acc_t inside,
+                                      const SampleBox& box) {
     if (outside == 0 && !box.exists()) return;
     Pack<scalar_t, kSize> g[Group::count];
     group_.load(g, packs_, row);
@@ -200,11 +159,12 @@ class PackSums {
 #pragma unroll
         for (int k = 0; k < kSize; ++k, walk.advance()) {
           const acc_t w = walk.inside() ? inside : outside;
-          if (w != 0) sum_[u][k] = fused_multiply_add(w, to_acc(g[u].get(k)), sum_[u][k]);
+          if (w != 0) sum_[u][k] = fused_multiply_add(w, g[u].value(k), sum_[u][k]);
         }
       } else {
 #pragma unroll
-        for (int k = 0; k < kSize; ++k) sum_[u][k] = fused_multiply_add(outside, to_acc(g[u].get(k)), sum_[u][k]);
+        for (int k = 0; k < kSize; ++k)
+          sum_[u][k] = fused_multiply_add(outside, g[u].value(k), sum_[u][k]);
       }
     });
   }
@@ -263,7 +223,8 @@ bool begins_aligned(const Samples<T>& samples) {
 }
 
 template <typename in_t, typename out_t, int kPacks>
-Arguments<in_t, out_t> arguments(const Mixing& m, int64_t most_elements = std::numeric_limits<int64_t>::max()) {
+Arguments<in_t, out_t> arguments(const Mixing& m,
+                                 int64_t most_elements = std::numeric_limits<int64_t>::max()) {
   constexpr int kSize = kPackOf<in_t, out_t>;
   const auto x = samples<const in_t>(m.x);
   const auto out = samples<out_t>(m.out);
@@ -286,7 +247,8 @@ void mix(const char* op, const Mixing& m, const DeviceScope& scope) {
   MixArguments<in_t, out_t> a{arguments<in_t, out_t, kMixedPacks<in_t>>(m, most), m.keep_clean, {}};
   if (kIsBytes) a.pixels = {m.mean, m.std, Divisor(m.layout.channels), Divisor(m.layout.channel_stride)};
   const size_t shared_bytes = kIsBytes ? Table::bytes(m.layout, int64_t(a.teams.elements) + kSize) : 0;
-  launch_teams(scope, op, mixup_fwd_kernel<in_t, out_t>, a, begins_aligned<kSize>(a.out), kSize, shared_bytes);
+  launch_teams(scope, op, mixup_fwd_kernel<in_t, out_t>, a, begins_aligned<kSize>(a.out), kSize,
+               shared_bytes);
 }
 
 template <typename scalar_t>

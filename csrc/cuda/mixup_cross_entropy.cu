@@ -81,7 +81,7 @@ class RowGradientOf {
       }
     }
     return Pack<scalar_t, kSize>::of([&](int k) {
-      return exp2_flushed(shifted(to_acc(x.get(k)), maximum_)) * factor_ - g_ * u[k];
+      return exp2_flushed(shifted(x.value(k), maximum_)) * factor_ - g_ * u[k];
     });
   }
 

@@ -91,6 +91,13 @@ struct Pack {
       return std::bit_cast<T>(Bits(words[k / kEach] >> (32 / kEach * (k % kEach))));
     }
   }
+  // As get, in the type of sums.
+  __device__ __forceinline__ acc_type<T> value(int k) const {
+    if constexpr (std::is_same_v<T, bfloat16>)
+      return std::bit_cast<float>(k % 2 == 0 ? words[k / 2] << 16 : words[k / 2] & 0xffff0000u);
+    else
+      return to_acc(get(k));
+  }
   __device__ __forceinline__ void set(int k, T value) {
     if constexpr (sizeof(T) == 8) {
       const uint2 both = std::bit_cast<uint2>(value);

@@ -40,7 +40,7 @@ class LogitRow {
   __device__ __forceinline__ Raw load(int first, int count) const {
     return load_pack<kSize>(row_ + first, count, aligned_, rounded<scalar_t>(minus_infinity<acc_t>()));
   }
-  __device__ __forceinline__ acc_t value(const Raw& raw, int k) const { return to_acc(raw.get(k)); }
+  __device__ __forceinline__ acc_t value(const Raw& raw, int k) const { return raw.value(k); }
   __device__ __forceinline__ acc_t at(int64_t c) const { return to_acc(row_[c]); }
 
  private:
