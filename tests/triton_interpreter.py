@@ -38,7 +38,7 @@ def builtins_of(language: Any) -> list[str]:
 
 
 def patch_builtins(language: Any, builder: Any, scope: Any) -> None:
-    """The interpreter's own looks through the whole language at every call of a device function: a third of the time."""
+    """The interpreter's own looks through the whole language at every device function: a third of the time."""
     for name in builtins_of(language):
         member = getattr(language, name)
         if tl.core.is_builtin(member):

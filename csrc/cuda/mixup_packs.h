@@ -11,7 +11,7 @@ __device__ __forceinline__ Pack<T, kSize> mixed_pack(const Pack<T, kSize>& own, 
                                                      MixWeights<acc_type<T>> w, const Image& image,
                                                      const SampleBox& box, uint32_t first) {
   auto mixed = Pack<T, kSize>::of([&](int k) {
-    return mix_values(w.own, to_acc(own.get(k)), w.partner, to_acc(partner.get(k)), FusedMultiplyAdd());
+    return mix_values(w.own, own.value(k), w.partner, partner.value(k), FusedMultiplyAdd());
   });
   if (w.partner == 0) mixed = own;
   if (w.own == 0) mixed = partner;

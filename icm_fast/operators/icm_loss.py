@@ -34,7 +34,7 @@ def plan_size(backend: str, columns: int, classes: int) -> int:
     if backend == "cuda":
         return 256 + 24 * columns
     if backend == "triton":
-        return 16 + 8 * columns
+        return 16 + 4 * columns + 8 * ((columns + 1) // 2)
     return 0
 
 

@@ -27,7 +27,7 @@ def row_tile(classes: int, dtype: torch.dtype) -> RowTile:
     """Whole rows where they fit."""
     numbers = 1024 if dtype == torch.float64 else 2048
     width = min(max(16, triton.next_power_of_2(classes)), numbers)
-    return RowTile(rows=max(1, numbers // width), classes=width, warps=4)
+    return RowTile(rows=max(1, numbers // width), classes=width, warps=8)
 
 
 @triton.jit

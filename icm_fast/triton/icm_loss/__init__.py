@@ -30,23 +30,29 @@ from ._plan import Sizes
 
 @dataclass(frozen=True)
 class Tiles:
-    """Block sizes, chosen by arithmetic and not yet by a measurement: tiles of 8 or 16 KiB of registers."""
+    """Block sizes. No measurement chose them, only arithmetic: 8 numbers a thread, which leaves registers for 16 warps
+    on a multiprocessor.
+    """
 
-    rows: int  # of every tile; 8 while that fills more multiprocessors
-    columns: int  # per tile of sums
-    classes: int  # used classes per step of the rows' maxima
-    warps: int  # of the sums: few programs, many threads each
-    entries: int = 32  # of the gradient per step: (rows, entries, gradient_classes) is its inner product
-    gradient_classes: int = 16
-    programs: int = 128  # lines of partial column sums: about one for each multiprocessor of a large GPU
+    rows: int  # of every tile
+    columns: int  # of a tile of sums
+    classes: int  # per step of the rows' maxima
+    warps: int  # of the sums, whose programs are few
+    entries: int  # of the gradient per step: (rows, entries, gradient_classes) is its inner product
+    gradient_classes: int = 16  # a row of them fills a sector of memory, 32 bytes
+    programs: int = 128  # lines of partial column sums, one a program: about as many as multiprocessors
 
 
 def tiles_for(rows: int, dtype: torch.dtype) -> Tiles:
-    """Half as many numbers of twice the size."""
-    few = rows <= 1024
-    if dtype == torch.float64:
-        return Tiles(rows=8 if few else 16, columns=128, classes=64, warps=8, entries=16)
-    return Tiles(rows=8 if few else 16, columns=256, classes=128, warps=8)
+    """Few rows are cut finer, so that they occupy more multiprocessors; numbers of twice the size, half as many."""
+    few, double = rows <= 1024, dtype == torch.float64
+    return Tiles(
+        rows=8 if few else 16,
+        columns=128 if double else 256,
+        classes=64 if double else 128,
+        warps=8 if few else 16,
+        entries=16 if double else 32,
+    )
 
 
 def _sizes(op: str, logits: Tensor, columns: int, diagonal: int) -> Sizes:

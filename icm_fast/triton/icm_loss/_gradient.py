@@ -41,7 +41,7 @@ def _exponential(x, shift, sigma):
     return tl.exp2(tl.where(d > 0, 0.0, d) * sigma)
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def gradient_kernel(
     logits,
     labels,

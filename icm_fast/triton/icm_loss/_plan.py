@@ -28,8 +28,8 @@ class Plan(NamedTuple):
 
     header: Tensor  # (16,) int32
     entries: Tensor  # (2 * columns,) int64, ascending; those of no class last
-    present: Tensor  # (2 * columns,) int32: the used classes, ascending
-    starts: Tensor  # (2 * columns,) int32: first entry of each
+    present: Tensor  # (2 * columns,) int32, padded to 16 bytes: the used classes, ascending
+    starts: Tensor  # likewise: first entry of each
 
 
 class Sizes(NamedTuple):
@@ -42,8 +42,9 @@ class Sizes(NamedTuple):
 
 
 def views(plan: Tensor, columns: int) -> Plan:
-    """The parts of a plan."""
-    header, entries, present, starts = plan.split((_HEADER, 4 * columns, 2 * columns, 2 * columns))
+    """The parts of a plan, aligned alike for all sizes: Triton compiles a kernel again for other alignments."""
+    half = (plan.numel() - _HEADER - 4 * columns) // 2
+    header, entries, present, starts = plan.split((_HEADER, 4 * columns, half, half))
     return Plan(header, entries.view(torch.int64), present, starts)
 
 
@@ -61,7 +62,7 @@ def make(labels: Labels, sizes: Sizes, acc: torch.dtype) -> Tensor:
     return plan
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def _entries_kernel(labels, keys, header, sizes, IS_DOUBLE: tl.constexpr, BLOCK: tl.constexpr):
     # Weights are judged in the type of the sums: 1 - lam may round to 0 in float32 alone.
     acc: tl.constexpr = tl.float64 if IS_DOUBLE else tl.float32
@@ -76,7 +77,7 @@ def _entries_kernel(labels, keys, header, sizes, IS_DOUBLE: tl.constexpr, BLOCK:
     tl.store(header + BAD, 1, mask=is_bad != 0)  # several programs may: all write the same
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def _present_kernel(plan, sizes, BLOCK: tl.constexpr):
     """One program: the position of a class is the number of classes before it."""
     used = 0

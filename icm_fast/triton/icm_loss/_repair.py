@@ -116,7 +116,7 @@ def _repair_columns(
     tl.store(column_stats + 2 * columns + j, tl.sum(total, axis=0), mask=in_columns)
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def repair_kernel(logits, labels, scale, plan, row_stats, column_stats, sizes, R: tl.constexpr, J: tl.constexpr):
     """The first programs repair blocks of rows, the others blocks of columns."""
     if tl.load(plan.header + REPAIRED) != 0:

@@ -32,7 +32,7 @@ def _row_offset(logits, plan, i, in_rows, sign, U: tl.constexpr, acc: tl.constex
     return m
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def sums_kernel(
     logits,
     labels,
@@ -83,7 +83,7 @@ def sums_kernel(
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def merge_kernel(
     scale,
     plan,

@@ -20,7 +20,7 @@ def _own_score(own, offset, sign, sigma, IS_REPAIR: tl.constexpr, acc: tl.conste
     return tl.fma(w_a, t_a, w_b * t_b)
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def terms_kernel(
     logits,
     labels,
@@ -77,7 +77,7 @@ def terms_kernel(
         tl.store(loss + i, by_class + by_pair, mask=in_rows)
 
 
-@triton.jit(do_not_specialize=["sizes"])
+@triton.jit
 def reduce_kernel(terms, plan, reduced, loss, sizes, IS_MEAN: tl.constexpr, BLOCK: tl.constexpr):
     """One program: sums or means of the terms, added in float64 in order; NaN for the mean of no rows."""
     rows = sizes.rows
