@@ -11,10 +11,8 @@ import importlib
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +49,7 @@ def test_a_build_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     if _backends.has_kernel("icm_loss", "cuda"):
         pytest.skip("the CUDA library is loaded here")
     monkeypatch.setattr(_backends, "_unavailable", lambda name: None)
-    with pytest.raises(RuntimeError, match="backend='cuda' .* this build has no kernel for it. Available: reference"):
+    with pytest.raises(RuntimeError, match=r"backend='cuda' .* this build has no kernel for it. Available: reference"):
         _backends._choose.__wrapped__("icm_loss", "cuda", "cuda")
 
 
@@ -103,14 +101,38 @@ def run_tests(*arguments: str) -> int:
     return int(re.search(r"(\d+) passed", summary)[1])
 
 
-# File -> what of it runs in `make test`, and how many that is; all of it runs in `make check`.
+# File -> what of it runs in `make test`; all of it runs in `make check`.
 FILES = {
-    "test_icm_loss.py": ("short and float32 or known_values or scale and normal", 32),
+    "test_icm_loss.py": "short and float32",
+    "test_icm_loss_operator.py": "rectangles and normal or bad_values and float32",
+    "test_icm_loss_guard.py": "float32",
+    "test_mixup_operator.py": "float32",
+    "test_mixup.py": "float32 and not uint8 and not boxes",
+    "test_mixup_cross_entropy_operator.py": "float32",
+    "test_mixup_cross_entropy.py": "float32 and normal",
+    "test_am_mixup_loss_operator.py": "float32",
+    "test_am_mixup_loss.py": "float32 and normal",
 }
+# A derivative of every element by differences, and sizes of which one takes a minute: for the compiled backends.
+TOO_SLOW = "not gradcheck and not test_groups"
 
 
 @needs_triton
+def test_interpreted() -> None:
+    for choice in sorted(set(FILES.values())):
+        files = [f"tests/{file}" for file, own in FILES.items() if own == choice]
+        assert run_tests(*files, "-m", "not long", "-k", f"triton and {TOO_SLOW} and ({choice})") > 0
+
+
+@needs_triton
+@pytest.mark.long
 @pytest.mark.parametrize("file", FILES)
-def test_interpreted(file: str) -> None:
-    choice, expected = FILES[file]
-    assert run_tests(f"tests/{file}", "-m", "not long", "-k", f"triton and ({choice})") >= expected
+def test_all_interpreted(file: str) -> None:
+    assert run_tests(f"tests/{file}", "-m", "not long", "-k", f"triton and {TOO_SLOW}") > 0
+
+
+@needs_triton
+@pytest.mark.long
+def test_with_the_tiles_of_a_gpu() -> None:
+    choice = "triton and short and float32 and (normal or masked or range_200)"
+    assert run_tests("tests/test_icm_loss.py", "--shipped-tiles", "-m", "not long", "-k", choice) > 0

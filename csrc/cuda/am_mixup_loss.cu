@@ -29,7 +29,8 @@ class MixedLogitRow {
   struct Raw {
     typename LogitRow<T>::Raw own, partner;
   };
-  __device__ __forceinline__ MixedLogitRow(const LogitRow<T>& own, const LogitRow<T>& partner, acc_t own_weight)
+  __device__ __forceinline__ MixedLogitRow(const LogitRow<T>& own, const LogitRow<T>& partner,
+                                           acc_t own_weight)
       : own_(own), partner_(partner), mix_{own_weight} {}
   __device__ __forceinline__ Raw load(int first, int count) const {
     return {own_.load(first, count), partner_.load(first, count)};
@@ -96,15 +97,16 @@ class GradientSums {
   static constexpr int kSize = Held<scalar_t>::kSize;
   using Loaded = Pack<scalar_t, kSize>[Group::count];
 
-  __device__ __forceinline__ GradientSums(Group group, const GradientArguments<scalar_t>& a, const Packs<kSize>& packs)
+  __device__ __forceinline__ GradientSums(Group group, const GradientArguments<scalar_t>& a,
+                                          const Packs<kSize>& packs)
       : group_(group), a_(a), packs_(packs) {}
 
   __device__ __forceinline__ void load(int64_t i, Loaded& loaded) const {
     group_.load(loaded, packs_, a_.rows.at(i));
   }
   // Adds weight * dM_i, where M_i is mixed of these logits.
-  __device__ __forceinline__ void add(int64_t i, const MixedRow<acc_t>& target, acc_t weight, const Loaded& own,
-                                      const Loaded& partner) {
+  __device__ __forceinline__ void add(int64_t i, const MixedRow<acc_t>& target, acc_t weight,
+                                      const Loaded& own, const Loaded& partner) {
     const LogitMix<acc_t> mix{target.own_weight};
     const acc_t g = weight * a_.incoming.of(i), maximum = a_.stats.maximum[i], factor = g / a_.stats.sum[i];
     group_.for_each(packs_, [&](int u, int64_t c, int) {
@@ -181,17 +183,18 @@ void write_gradient(const RowMix& given, const RowGradient& out) {
   const DeviceScope scope(given.op, given.logits);
   const LogitsInRows<scalar_t> logits(given.op, given.logits);
   const PartnerRows<scalar_t> rows = partner_rows(given, logits);
-  const ListedPartners listed(scope, given.op, given.logits, given.given.index, given.given.index_stride, rows.rows);
+  const ListedPartners listed(scope, given.op, given.logits, given.given.index, given.given.index_stride,
+                              rows.rows);
   scalar_t* const dlogits = data<scalar_t>(out.dlogits);
   const bool aligned = has_aligned_packs<kSize>(dlogits) && rows.classes % kSize == 0;
-  const GradientArguments<scalar_t> a{teams_for<kSize, kPacks>(rows.rows, rows.classes, aligned, true),
-                                      rows,
-                                      listed.lists(),
-                                      row_stats_of<acc_t>(out.stats),
-                                      {out.grad, term_factor(out.reduction, rows.rows)},
-                                      dlogits,
-                                      aligned && rows.row_stride % kSize == 0 &&
-                                          has_aligned_packs<kSize>(rows.logits)};
+  const GradientArguments<scalar_t> a{
+      teams_for<kSize, kPacks>(rows.rows, rows.classes, aligned, true),
+      rows,
+      listed.lists(),
+      row_stats_of<acc_t>(out.stats),
+      {out.grad, term_factor(out.reduction, rows.rows)},
+      dlogits,
+      aligned && rows.row_stride % kSize == 0 && has_aligned_packs<kSize>(rows.logits)};
   launch_teams(scope, given.op, am_gradient_kernel<scalar_t>, a, aligned, kSize);
 }
 

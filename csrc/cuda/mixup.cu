@@ -163,8 +163,7 @@ class PackSums {
         }
       } else {
 #pragma unroll
-        for (int k = 0; k < kSize; ++k)
-          sum_[u][k] = fused_multiply_add(outside, g[u].value(k), sum_[u][k]);
+        for (int k = 0; k < kSize; ++k) sum_[u][k] = fused_multiply_add(outside, g[u].value(k), sum_[u][k]);
       }
     });
   }

@@ -26,8 +26,7 @@ struct SoftTargetRows : Logits2d<T> {
   __device__ __forceinline__ Target target(int64_t i) const {
     const SoftTarget<acc_t> soft = soft_target_of(i);
     if (!soft.valid) return {};
-    return {soft.weight_a,      soft.weight_b,    row(i).at(soft.a),
-            row(i).at(soft.b), soft.a != soft.b, true};
+    return {soft.weight_a, soft.weight_b, row(i).at(soft.a), row(i).at(soft.b), soft.a != soft.b, true};
   }
   __device__ __forceinline__ acc_t term(const Target& target, const RowTotals<acc_t>& row) const {
     const auto log2_of = [](acc_t x) { return log2(x); };
@@ -67,7 +66,8 @@ class RowGradientOf {
     factor_ = g_ * (target_.weight_a + target_.weight_b + total) / a.stats.sum[i];
   }
   // Of the classes from c on. p - q is formed before it is rounded, for the row's own classes too.
-  __device__ __forceinline__ Pack<scalar_t, kSize> of(const Pack<scalar_t, kSize>& x, int64_t c, int count) const {
+  __device__ __forceinline__ Pack<scalar_t, kSize> of(const Pack<scalar_t, kSize>& x, int64_t c,
+                                                      int count) const {
     acc_t u[kSize];
 #pragma unroll
     for (int k = 0; k < kSize; ++k)
@@ -80,9 +80,8 @@ class RowGradientOf {
         if (at_b == k) u[k] += target_.weight_b;
       }
     }
-    return Pack<scalar_t, kSize>::of([&](int k) {
-      return exp2_flushed(shifted(x.value(k), maximum_)) * factor_ - g_ * u[k];
-    });
+    return Pack<scalar_t, kSize>::of(
+        [&](int k) { return exp2_flushed(shifted(x.value(k), maximum_)) * factor_ - g_ * u[k]; });
   }
 
  private:
@@ -116,8 +115,8 @@ __global__ void __launch_bounds__(kTeamThreads, sizeof(scalar_t) == 8 ? 2 : 4)
 
 // The sum of the class weights, in one block and so in one order.
 template <typename acc_t>
-__global__ void __launch_bounds__(kMostRowThreads) sum_class_weights_kernel(const acc_t* weight, int32_t classes,
-                                                                          acc_t* result) {
+__global__ void __launch_bounds__(kMostRowThreads)
+    sum_class_weights_kernel(const acc_t* weight, int32_t classes, acc_t* result) {
   double sum = 0;
   for (int c = int(threadIdx.x); c < classes; c += int(blockDim.x)) sum += double(weight[c]);
   sum = ThreadTeam::block().reduce<Sum>(sum, static_cast<double*>(shared_memory()));
@@ -131,8 +130,11 @@ class PreparedRows {
   using acc_t = acc_type<scalar_t>;
   PreparedRows(const DeviceScope& scope, const SoftRows& given)
       : logits_(given.op, given.logits),
-        rows_{logits_.logits(), given.labels, static_cast<const acc_t*>(given.class_weight),
-              acc_t(1.0 - given.label_smoothing), {}} {
+        rows_{logits_.logits(),
+              given.labels,
+              static_cast<const acc_t*>(given.class_weight),
+              acc_t(1.0 - given.label_smoothing),
+              {}} {
     if (given.label_smoothing == 0) return;
     Smoothing<acc_t>& smoothing = rows_.smoothing;
     smoothing.share = acc_t(given.label_smoothing / double(rows_.classes));
@@ -161,11 +163,12 @@ void write_gradient(const SoftRows& given, const RowGradient& out) {
   const SoftTargetRows<scalar_t>& rows = prepared.rows();
   scalar_t* const dlogits = data<scalar_t>(out.dlogits);
   const bool aligned = has_aligned_packs<kSize>(dlogits) && rows.classes % kSize == 0;
-  const GradientArguments<scalar_t> a{teams_for<kSize, kGradientPacks>(rows.rows, rows.classes, aligned, false),
-                                      rows,
-                                      row_stats_of<acc_t>(out.stats),
-                                      {out.grad, term_factor(out.reduction, rows.rows)},
-                                      dlogits};
+  const GradientArguments<scalar_t> a{
+      teams_for<kSize, kGradientPacks>(rows.rows, rows.classes, aligned, false),
+      rows,
+      row_stats_of<acc_t>(out.stats),
+      {out.grad, term_factor(out.reduction, rows.rows)},
+      dlogits};
   launch_teams(scope, given.op, cross_entropy_gradient_kernel<scalar_t>, a, aligned, kSize);
 }
 

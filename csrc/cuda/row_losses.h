@@ -5,6 +5,9 @@
 // launch, but needs memory that someone set to zero before: a launch too, or state that two streams would share.
 #pragma once
 
+#include <array>
+#include <mutex>
+
 #include "../row_loss_operators.h"
 #include "device_tensors.h"
 #include "row_softmax.h"
@@ -111,7 +114,8 @@ __global__ void __launch_bounds__(kMostRowThreads, Rows::kResidentBlocks)
     for (int turn = 0; turn < team.size && begin + turn * stride < p.rows; ++turn) {
       const int i = begin + team.index + turn * stride;
       const auto row = p.row(i < p.rows ? i : p.rows - 1);
-      RowSummation<scalar_t, std::decay_t<decltype(row)>> summation(team, row, p.classes, p.smoothing, &shared.row);
+      RowSummation<scalar_t, std::decay_t<decltype(row)>> summation(team, row, p.classes, p.smoothing,
+                                                                    &shared.row);
       summation.start();
       if (turn == 0 && has_own) kept.target = p.target(own);
       const RowTotals<acc_t> totals = summation.finish();
@@ -148,8 +152,22 @@ struct RowDivision {
   bool is_cluster;  // or a single block
 };
 
+// Whether the largest cluster can be had: the device has them, this build has code for them, and the part of the
+// device that is ours is large enough. Asked once for each device.
+template <typename Rows>
+bool row_clusters_fit(const DeviceScope& scope) {
+  static std::mutex mutex;
+  static std::array<int, 64> known{};  // 0: not asked yet
+  const std::lock_guard<std::mutex> lock(mutex);
+  int& answer = known[size_t(scope.index() < 0 ? 0 : scope.index()) % known.size()];
+  const Launch largest{kMostClusterBlocks, kMostRowThreads, row_shared_bytes<Rows>(kMostRowThreads),
+                       kMostClusterBlocks};
+  if (answer == 0) answer = resident_clusters(largest, row_loss_kernel<Rows>) > 0 ? 1 : -1;
+  return answer > 0;
+}
+
 template <typename scalar_t>
-RowDivision divide_rows(int64_t rows, int64_t classes, const DeviceLimits& limits) {
+RowDivision divide_rows(int64_t rows, int64_t classes, int multiprocessors, bool has_clusters) {
   using H = Held<scalar_t>;
   // Up to two tiles of a warp: teams just wide enough for a tile, but not below whole lines of memory. Beyond: blocks,
   // whose tile holds the row if it can.
@@ -164,14 +182,14 @@ RowDivision divide_rows(int64_t rows, int64_t classes, const DeviceLimits& limit
     return std::max<int64_t>(1, ceil_divide(rows, threads / team));
   };
   const bool in_block = team > kWarp;
-  if (bytes <= (limits.has_clusters ? kMostClusterBytes : kMostClusterBytes / kMostClusterBlocks)) {
+  if (bytes <= (has_clusters ? kMostClusterBytes : kMostClusterBytes / kMostClusterBlocks)) {
     const int threads = in_block ? int(team) : kMostRowThreads;
-    const int64_t most = limits.has_clusters ? kMostClusterBlocks : 1;
+    const int64_t most = has_clusters ? kMostClusterBlocks : 1;
     return {std::countr_zero(uint64_t(team)), threads, int(std::min(most, power_of_two(blocks(threads)))),
             true};
   }
   const int threads = in_block ? int(team) : kTeamThreads;
-  const int64_t resident = int64_t(limits.multiprocessors) * (2048 / threads);
+  const int64_t resident = int64_t(multiprocessors) * (2048 / threads);
   return {std::countr_zero(uint64_t(team)), threads, int(std::min(resident, blocks(threads))), false};
 }
 
@@ -179,7 +197,9 @@ template <typename Rows>
 void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& given) {
   using scalar_t = typename Rows::scalar_t;
   using acc_t = acc_type<scalar_t>;
-  const RowDivision division = divide_rows<scalar_t>(rows.rows, rows.classes, scope.limits());
+  const DeviceLimits limits = scope.limits();
+  const RowDivision division = divide_rows<scalar_t>(rows.rows, rows.classes, limits.multiprocessors,
+                                                     limits.has_clusters && row_clusters_fit<Rows>(scope));
   RowLossOutput<acc_t> out{data<acc_t>(given.loss), row_stats_of<acc_t>(given.stats), rows.rows,
                            given.reduction, nullptr};
   Launch how{division.blocks, division.threads, row_shared_bytes<Rows>(division.threads)};
@@ -191,7 +211,8 @@ void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& 
   const Tensor partials = new_contiguous({division.blocks, 2}, ScalarType::Double, given.stats);
   out.partials = data<RowPartial>(partials);
   scope.launch(how, row_loss_kernel<Rows>, rows, out, division.team_bits);
-  scope.launch({1, kMostRowThreads, sizeof(RowShared<acc_t>)}, finish_row_loss_kernel<acc_t>, out, division.blocks);
+  scope.launch({1, kMostRowThreads, sizeof(RowShared<acc_t>)}, finish_row_loss_kernel<acc_t>, out,
+               division.blocks);
 }
 
 // What both directions take of the logits. Rows, and classes of a row, are counted in 32 bits.
@@ -211,12 +232,14 @@ class LogitsInRows {
  public:
   LogitsInRows(const char* op, const Tensor& logits)
       : memory_(logits.stride(1) == 1 || logits.size(1) <= 1 ? logits : torch::stable::contiguous(logits)) {
-    constexpr int64_t most = kMostDividend - (1 << 22);  // a turn of the grid beyond the last row is still no overflow
+    constexpr int64_t most =
+        kMostDividend - (1 << 22);  // a turn of the grid beyond the last row is still no overflow
     STD_TORCH_CHECK(logits.size(0) <= most && logits.size(1) <= most, op,
                     ": expected fewer than 2^31 - 2^22 rows and classes on CUDA");
   }
   Logits2d<scalar_t> logits() const {
-    return {data<const scalar_t>(memory_), int32_t(memory_.size(0)), int32_t(memory_.size(1)), memory_.stride(0)};
+    return {data<const scalar_t>(memory_), int32_t(memory_.size(0)), int32_t(memory_.size(1)),
+            memory_.stride(0)};
   }
 
  private:

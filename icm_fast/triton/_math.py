@@ -16,6 +16,12 @@ _LARGEST_64 = tl.constexpr(1.7976931348623157e308)
 
 
 @triton.jit
+def as_number(n, dtype: tl.constexpr):
+    """An integer argument in another type. It may be no tensor: Triton makes a literal of an argument that is 1."""
+    return (tl.full((), 0, tl.int64) + n).to(dtype)
+
+
+@triton.jit
 def largest(acc: tl.constexpr):
     """The largest finite number."""
     if acc == tl.float64:
@@ -84,4 +90,4 @@ def is_trusted(total, terms, acc: tl.constexpr):
         least = tl.full((), 2.0**-961, tl.float64)
     else:
         least = tl.full((), 2.0**-94, tl.float32)
-    return (total >= terms.to(acc) * least) & (total < float("inf"))
+    return (total >= as_number(terms, acc) * least) & (total < float("inf"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..operators._library import REDUCTIONS, accumulation_type
 from ._launch import launch
-from ._math import LOG2E, load_vector
+from ._math import LOG2E, as_number, load_vector
 
 
 class RowTile(NamedTuple):
@@ -51,7 +51,7 @@ INVALID = tl.constexpr(-1.0)
 def incoming(grad, i, in_rows, rows, IS_MEAN: tl.constexpr, acc: tl.constexpr):
     """The gradient of each row's term, from that of the loss."""
     g = load_vector(grad, i, in_rows, tl.float64)
-    return (g / rows.to(tl.float64) if IS_MEAN else g).to(acc)
+    return (g / as_number(rows, tl.float64) if IS_MEAN else g).to(acc)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -71,7 +71,7 @@ def reduce_kernel(terms, row_stats, loss, rows, IS_NONE: tl.constexpr, IS_MEAN: 
             term = tl.load(terms + i, mask=i < rows, other=0.0)
             tl.store(loss + i, tl.where(any_bad, float("nan"), term), mask=i < rows)
     else:
-        count = rows.to(tl.float64) if IS_MEAN else tl.full((), 1.0, tl.float64)
+        count = as_number(rows, tl.float64) if IS_MEAN else tl.full((), 1.0, tl.float64)
         result = tl.sum(total, axis=0) / count  # NaN for the mean of no rows
         tl.store(loss, tl.where(any_bad, float("nan"), result).to(acc))
     if any_bad:

@@ -27,14 +27,14 @@ from ._launch import (
     on_device_of,
     vector_of,
 )
-from ._math import LN2, log_ratio, mixed_class
+from ._math import LN2, as_number, log_ratio, mixed_class
 from ._rows import INVALID, incoming, load_row, new_outputs, reduce, row_tile, shifted, stats_fit
 
 
 @triton.jit
 def _smoothing(weight, c, mask, classes, SMOOTHING: tl.constexpr, acc: tl.constexpr):
     """What label smoothing adds to the target of each class, its weight included."""
-    share = tl.full((), SMOOTHING, tl.float64) / classes.to(tl.float64)
+    share = tl.full((), SMOOTHING, tl.float64) / as_number(classes, tl.float64)
     if weight is None:
         part = tl.where(mask, share, 0.0)
     else:
@@ -46,7 +46,7 @@ def _smoothing(weight, c, mask, classes, SMOOTHING: tl.constexpr, acc: tl.conste
 def _total_smoothing(total_weight, classes, SMOOTHING: tl.constexpr, acc: tl.constexpr):
     total = tl.full((), SMOOTHING, tl.float64)
     if total_weight is not None:
-        total = total * tl.load(total_weight) / classes.to(tl.float64)
+        total = total * tl.load(total_weight) / as_number(classes, tl.float64)
     return total.to(acc)
 
 

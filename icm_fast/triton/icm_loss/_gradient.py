@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._math import load_scale, load_vector, mixed_class
+from .._math import as_number, load_scale, load_vector, mixed_class
 from ._plan import BAD, ENTRIES, USED
 from ._scores import tile_scores
 
@@ -21,7 +21,7 @@ from ._scores import tile_scores
 def _incoming(vector, at, mask, rows, IS_MEAN: tl.constexpr, acc: tl.constexpr):
     """The gradient of each term, from that of the loss."""
     grad = load_vector(vector, at, mask, tl.float64)
-    return (grad / rows.to(tl.float64) if IS_MEAN else grad).to(acc)
+    return (grad / as_number(rows, tl.float64) if IS_MEAN else grad).to(acc)
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def gradient_kernel(
     c = tl.load(plan.present + u, mask=in_use, other=-1)
     is_bad = tl.load(plan.header + BAD) != 0
     if is_bad:
-        _fill_nan(dlogits, rows.to(tl.int64) * sizes.classes, R * U)
+        _fill_nan(dlogits, as_number(rows, tl.int64) * sizes.classes, R * U)
 
     m = tl.load(row_stats + i, mask=in_rows, other=0.0)
     row_shift = tl.load(row_stats + rows + i, mask=in_rows, other=0.0)

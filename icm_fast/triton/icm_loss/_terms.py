@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._math import LN2, load_scale, log_ratio, mixed_class
+from .._math import LN2, as_number, load_scale, log_ratio, mixed_class
 from ._plan import BAD, REPAIRED
 from ._scores import distance
 
@@ -86,7 +86,7 @@ def reduce_kernel(terms, plan, reduced, loss, sizes, IS_MEAN: tl.constexpr, BLOC
         i = first + tl.arange(0, BLOCK)
         by_class += tl.load(terms + i, mask=i < rows, other=0.0).to(tl.float64)
         by_pair += tl.load(terms + rows + i, mask=i < rows, other=0.0).to(tl.float64)
-    count = rows.to(tl.float64) if IS_MEAN else tl.full((), 1.0, tl.float64)
+    count = as_number(rows, tl.float64) if IS_MEAN else tl.full((), 1.0, tl.float64)
     count = tl.where(tl.load(plan.header + BAD) != 0, float("nan"), count)  # with no rows nothing else shows it
     sum_class, sum_pair = tl.sum(by_class, axis=0), tl.sum(by_pair, axis=0)
     acc: tl.constexpr = loss.dtype.element_ty

@@ -105,7 +105,7 @@ def forward_kernel(
     target = out.data + i.to(tl.int64) * out.stride + e
     if KEEP_CLEAN:
         tl.store(target, _normalised(own, table, layout, e, mask).to(dtype), mask=mask)
-        target += batch.to(tl.int64) * out.stride
+        target += as_number(batch, tl.int64) * out.stride
     tl.store(target, mixed.to(dtype), mask=mask)
 
 
@@ -136,7 +136,7 @@ def backward_kernel(
     mixed = grad.data
     if KEEP_CLEAN:
         total = _add(total, mixed + i.to(tl.int64) * grad.stride, tl.full((BLOCK,), 1.0, acc), e, mask)
-        mixed += batch.to(tl.int64) * grad.stride
+        mixed += as_number(batch, tl.int64) * grad.stride
     _, w_own, w_partner, may_box = _weights(partners, i, batch, acc)
     w = _element_weights(partners, layout, i, e, w_own, w_partner, may_box)[0]
     total = _add(total, mixed + i.to(tl.int64) * grad.stride, w, e, mask)
