@@ -161,7 +161,7 @@ def _warn_once(device_type: str, reason: str) -> None:
 
 @functools.cache
 def _inform_once(name: str, reasons: str) -> None:
-    logger.info(
+    logger.warning(
         "icm_fast uses the %s backend for cuda tensors, whose kernels have not been run on a GPU by the authors yet%s",
         name,
         f" ({reasons})" if reasons else "",

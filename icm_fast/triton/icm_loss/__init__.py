@@ -38,21 +38,20 @@ class Tiles:
     columns: int  # of a tile of sums
     classes: int  # per step of the rows' maxima
     warps: int  # of the sums, whose programs are few
-    entries: int  # of the gradient per step: (rows, entries, gradient_classes) is its inner product
+    # Of the gradient per step: (rows, entries, gradient_classes) is its inner product. 16 entries by 16 classes of
+    # float64 crash the compiler of Triton 3.6.
+    entries: int = 32
     gradient_classes: int = 16  # a row of them fills a sector of memory, 32 bytes
     programs: int = 128  # lines of partial column sums, one a program: about as many as multiprocessors
 
 
 def tiles_for(rows: int, dtype: torch.dtype) -> Tiles:
     """Few rows are cut finer, so that they occupy more multiprocessors; numbers of twice the size, half as many."""
-    few, double = rows <= 1024, dtype == torch.float64
-    return Tiles(
-        rows=8 if few else 16,
-        columns=128 if double else 256,
-        classes=64 if double else 128,
-        warps=8 if few else 16,
-        entries=16 if double else 32,
-    )
+    if dtype == torch.float64:
+        return Tiles(rows=8, columns=128, classes=64, warps=8)
+    if rows <= 1024:
+        return Tiles(rows=8, columns=256, classes=128, warps=8)
+    return Tiles(rows=16, columns=256, classes=128, warps=16)
 
 
 def _sizes(op: str, logits: Tensor, columns: int, diagonal: int) -> Sizes:

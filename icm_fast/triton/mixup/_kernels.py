@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._math import as_number
+
 
 @triton.jit
 def _weights(partners, i, batch, acc: tl.constexpr):
