@@ -41,7 +41,11 @@ FAULTS = {
 TESTS = {
     "icm_loss": ("test_icm_loss.py", "test_icm_loss_guard.py", "test_icm_loss_operator.py", "test_autograd.py"),
     "mixup": ("test_mixup.py", "test_mixup_operator.py"),
-    "mixup_cross_entropy": ("test_mixup_cross_entropy.py", "test_mixup_cross_entropy_operator.py"),
+    "mixup_cross_entropy": (
+        "test_mixup_cross_entropy.py",
+        "test_mixup_cross_entropy_operator.py",
+        "test_divisions.py",
+    ),
     "am_mixup_loss": ("test_am_mixup_loss.py", "test_am_mixup_loss_operator.py"),
 }
 # Of these, what the device has no part in.

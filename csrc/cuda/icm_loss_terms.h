@@ -1,16 +1,10 @@
 // From sums to the loss: columns merged over the blocks' partial sums, terms of rows and columns, reductions.
 #pragma once
 
+#include "../softmax_math.h"
 #include "icm_loss_problem.h"
 
 namespace icm {
-
-// log2(sum / 2^d) without cancellation where 2^d is representable: for a confident prediction the quotient is
-// 1 + tiny, and exactly 1 when the target is the only term.
-template <typename acc_t>
-__device__ __forceinline__ acc_t log_ratio(acc_t sum, acc_t target, acc_t d) {
-  return target > acc_t(0x1p-64) ? log2(sum / target) : log2(sum) - d;
-}
 
 // Row and column term of an image in nats. Not repaired: `row_score` is log2 of the target's exponential in its row,
 // `weight` the row's. Repaired: both scores are distances, in units of the logits.
@@ -22,8 +16,9 @@ struct ImageTerms {
 template <typename acc_t>
 __device__ __forceinline__ ImageTerms<acc_t> image_terms(acc_t d, acc_t row_sum, acc_t target, acc_t y,
                                                          acc_t column_sum) {
-  return {log_ratio(row_sum, exp2_flushed(d), d) * acc_t(kLn2),
-          log_ratio(column_sum, target, y) * acc_t(kLn2)};
+  const auto base2 = [](acc_t x) { return log2(x); };
+  return {log_ratio<acc_t>(row_sum, exp2_flushed(d), d, base2) * acc_t(kLn2),
+          log_ratio<acc_t>(column_sum, target, y, base2) * acc_t(kLn2)};
 }
 
 // The sum over the block of two numbers, in a fixed order. `scratch`: two words for each warp. Thread 0 gets it.

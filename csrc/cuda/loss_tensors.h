@@ -4,16 +4,12 @@
 #include <optional>
 
 #include "../loss_tensors.h"
+#include "device_tensors.h"
 #include "icm_loss_problem.h"
-#include "runtime.h"
 
 namespace icm {
 
-struct OnDevice {
-  static bool owns(const Tensor& tensor) { return on_device(tensor); }
-};
-
-// A contiguous tensor on the device of `like`.
+// A contiguous tensor on the device of `like`, without the heap: at small batches the host's time counts.
 inline Tensor new_like(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
   int64_t strides[4];
   int64_t next = 1;

@@ -16,7 +16,7 @@ from ._math import LOG2E, as_number, load_vector
 
 
 class RowTile(NamedTuple):
-    """Block sizes: some 2000 numbers a program, whatever the number of classes."""
+    """Block sizes: at most 8 numbers a thread, and few rows, of which each thread keeps several numbers more."""
 
     rows: int
     classes: int
@@ -25,9 +25,10 @@ class RowTile(NamedTuple):
 
 def row_tile(classes: int, dtype: torch.dtype) -> RowTile:
     """Whole rows where they fit."""
-    numbers = 1024 if dtype == torch.float64 else 2048
-    width = min(max(16, triton.next_power_of_2(classes)), numbers)
-    return RowTile(rows=max(1, numbers // width), classes=width, warps=8)
+    most = 1024 if dtype == torch.float64 else 2048
+    width = min(max(16, triton.next_power_of_2(classes)), most)
+    rows = max(1, min(32, most // width))
+    return RowTile(rows, width, warps=8 if rows * width > 1024 else 4)
 
 
 @triton.jit
