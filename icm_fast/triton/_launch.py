@@ -69,10 +69,16 @@ def check_one_device(op: str, *tensors: Tensor | None) -> None:
     check(len(devices) == 1, op, f"tensors on one device, got {sorted(map(str, devices))}")
 
 
+def check_memory(op: str, tensor: Tensor) -> None:
+    """A tensor may have elements and no memory: FSDP frees the storage of what it gathers again."""
+    check(tensor.numel() == 0 or tensor.data_ptr() != 0, op, "a tensor whose storage is allocated")
+
+
 def logits_of(op: str, logits: Tensor) -> Logits:
     """Checked (rows, classes)."""
     check(logits.dim() == 2 and logits.dtype in FLOATING, op, "floating-point logits of shape (B, C)")
     check(logits.shape[1] < 2**30, op, "at most 2^30 classes")
+    check_memory(op, logits)
     return Logits(logits, logits.stride(0), logits.stride(1))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...operators.mixup import fits, is_dense_per_sample, result_strides
-from .._launch import FLOATING, Vector, blocks, check, check_one_device, launch, on_device_of, vector_of
+from .._launch import FLOATING, Vector, blocks, check, check_memory, check_one_device, launch, on_device_of, vector_of
 from .._partners import Index, index_of, lists_of
 from . import _kernels
 
@@ -80,6 +80,7 @@ def _partners_of(op: str, index: Tensor, lam: Tensor, box: Tensor | None, batch:
 def _dense(op: str, x: Tensor, box: Tensor | None) -> Tensor:
     """x, or a contiguous copy when its samples are not one run of memory each."""
     check(x.dim() >= (1 if box is None else 3), op, "samples (B, ...), images with a box")
+    check_memory(op, x)
     check(x.numel() < x.shape[0] * (2**31 - 2**16) or x.numel() == 0, op, "samples of less than 2^31 elements")
     return x if is_dense_per_sample(x, box is not None) else x.contiguous()
 
