@@ -86,10 +86,10 @@ def test_report_of_an_interpreted_backend() -> None:
 # Its kernels, interpreted
 
 
-def run_tests(*arguments: str) -> int:
-    """The tests of the operations on this backend, in a process of their own; how many passed."""
+def run_tests(*arguments: str) -> set[str]:
+    """The tests of the operations on this backend, in a process of their own; the files of which some passed."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "triton_interpreter", *arguments],
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", "triton_interpreter", *arguments],
         cwd=ROOT,
         env={**os.environ, **INTERPRETED},
         capture_output=True,
@@ -98,20 +98,20 @@ def run_tests(*arguments: str) -> int:
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr
     summary = result.stdout.strip().splitlines()[-1]
     assert "skipped" not in summary, summary
-    return int(re.search(r"(\d+) passed", summary)[1])
+    return set(re.findall(r"^(\S+\.py)::.* PASSED", result.stdout, re.MULTILINE))
 
 
 # File -> what of it runs in `make test`; all of it runs in `make check`.
 FILES = {
-    "test_icm_loss.py": "short and float32",
-    "test_icm_loss_operator.py": "rectangles and normal or bad_values and float32",
-    "test_icm_loss_guard.py": "float32",
-    "test_mixup_operator.py": "float32",
-    "test_mixup.py": "float32 and not uint8 and not boxes",
-    "test_mixup_cross_entropy_operator.py": "float32",
-    "test_mixup_cross_entropy.py": "float32 and normal",
-    "test_am_mixup_loss_operator.py": "float32",
-    "test_am_mixup_loss.py": "float32 and normal",
+    "tests/test_icm_loss.py": "short and float32 or known_values",
+    "tests/test_icm_loss_operator.py": "rectangles and (normal or masked) or bad_values and large",
+    "tests/test_icm_loss_guard.py": "single_axis or maxima or lowest",
+    "tests/test_mixup_operator.py": "bad_values",
+    "tests/test_mixup.py": "float32 and not uint8 and not boxes and not large",
+    "tests/test_mixup_cross_entropy_operator.py": "bad_values and float32",
+    "tests/test_mixup_cross_entropy.py": "float32 and normal",
+    "tests/test_am_mixup_loss_operator.py": "bad_values and float32",
+    "tests/test_am_mixup_loss.py": "float32 and normal",
 }
 # Not a derivative of every element by differences, nor sizes of which one takes a minute: the compiled backends have
 # those. Not the errors: among them is that this backend is not available, which here it is.
@@ -121,19 +121,19 @@ MEANT = "triton and not gradcheck and not test_groups and not test_errors and no
 @needs_triton
 def test_interpreted() -> None:
     for choice in sorted(set(FILES.values())):
-        files = [f"tests/{file}" for file, own in FILES.items() if own == choice]
-        assert run_tests(*files, "-m", "not long", "-k", f"{MEANT} and ({choice})") > 0
+        files = [file for file, own in FILES.items() if own == choice]
+        assert run_tests(*files, "-m", "not long", "-k", f"{MEANT} and ({choice})") == set(files)
 
 
 @needs_triton
 @pytest.mark.long
 @pytest.mark.parametrize("file", FILES)
 def test_all_interpreted(file: str) -> None:
-    assert run_tests(f"tests/{file}", "-m", "not long", "-k", MEANT) > 0
+    assert run_tests(file, "-m", "not long", "-k", MEANT) == {file}
 
 
 @needs_triton
 @pytest.mark.long
 def test_with_the_tiles_of_a_gpu() -> None:
     choice = "triton and short and float32 and (normal or masked or range_200)"
-    assert run_tests("tests/test_icm_loss.py", "--shipped-tiles", "-m", "not long", "-k", choice) > 0
+    assert run_tests("tests/test_icm_loss.py", "--shipped-tiles", "-m", "not long", "-k", choice)

@@ -27,7 +27,7 @@ def row_tile(classes: int, dtype: torch.dtype) -> RowTile:
     """Whole rows where they fit."""
     most = 1024 if dtype == torch.float64 else 2048
     width = min(max(16, triton.next_power_of_2(classes)), most)
-    rows = max(1, min(32, most // width))
+    rows = max(1, min(most // 64, most // width))
     return RowTile(rows, width, warps=8 if rows * width > 1024 else 4)
 
 

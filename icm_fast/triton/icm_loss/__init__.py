@@ -42,7 +42,7 @@ class Tiles:
     # float64 crash the compiler of Triton 3.6.
     entries: int = 32
     gradient_classes: int = 16  # a row of them fills a sector of memory, 32 bytes
-    programs: int = 128  # lines of partial column sums, one a program: about as many as multiprocessors
+    programs: int = 128  # lines of partial column sums, a power of two: about as many as multiprocessors
 
 
 def tiles_for(rows: int, dtype: torch.dtype) -> Tiles:
@@ -106,11 +106,12 @@ def forward(
                 *(logit_scale, parts, row_stats, column_stats, partial, offsets, sizes, programs),
                 **{**axes, "R": tiles.rows, "PROGRAMS": tiles.programs, "BLOCK": 256, "num_warps": 4},
             )
+            half = tiles.columns // 2  # it keeps a maximum beside each number
             launch(
-                *(_repair.repair_kernel, blocks(rows, tiles.rows) + blocks(columns, tiles.columns)),
+                *(_repair.repair_kernel, blocks(rows, tiles.rows) + blocks(columns, half)),
                 *(S, labels, logit_scale, parts, row_stats, column_stats, sizes),
                 R=tiles.rows,
-                J=tiles.columns,
+                J=half,
                 num_warps=tiles.warps,
             )
         launch(

@@ -114,7 +114,9 @@ def gradient_kernel(
             if PAIR_AXIS:
                 shift = tl.load(column_stats + columns + j, mask=k < end, other=0.0)
                 y = tile_scores(logits, i, in_rows, mixed, column_offset, sign, sigma, True, acc)[0]
-                dz += _exponential(y, shift[None, :], sigma) * beta[None, :] * g_column[None, :]
+                of_pair = _exponential(y, shift[None, :], sigma) * beta[None, :] * g_column[None, :]
+                # A column without incoming gradient may be -inf in all rows: its sum is 0, of its own maximum.
+                dz += tl.where(g_column[None, :] != 0, of_pair, 0.0)
         else:
             x = tile_scores(logits, i, in_rows, mixed, m[:, None], sign, sigma, False, acc)[0]
             e = tl.exp2(x)
