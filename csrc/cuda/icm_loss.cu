@@ -33,6 +33,10 @@ Logits logits_of(const char* op, const Tensor& logits, int64_t columns, int64_t 
           scale.has_value() ? float_vector(op, "logit_scale", *scale, 1) : FloatVector{}};
 }
 
+Problem problem_of(const Logits& logits, const MixedLabels& labels) {
+  return {logits.rows, labels.count, logits.classes, logits.type, labels.lam_stride == 0};
+}
+
 // What the forward pass hands to the backward pass.
 template <typename acc_t>
 struct Statistics {
@@ -145,8 +149,7 @@ ForwardTensors forward(const char* op, const Tensor& logits, const Tensor& y_a, 
     torch::stable::zero_(const_cast<Tensor&>(to.plan));
     return to;
   }
-  const auto choice =
-      choose_forward<acc_t>(from.rows, labels.count, from.classes, labels.lam_stride == 0, device);
+  const auto choice = choose_forward<acc_t>(problem_of(from, labels), device);
   Scratch<acc_t> scratch;
   const Tensor workspace = allocate(logits, [&](Arena& arena) {
     scratch = take_scratch<acc_t>(arena, choice, from.rows, labels.count, from.classes);
@@ -166,8 +169,7 @@ void run_backward(const DeviceScope& device, const Logits& from, const MixedLabe
                   const FloatVector& grad_column, Axes axes, Reduction reduction, const Tensor& dlogits,
                   bool gradient_of_scale, acc_t* dscale) {
   const int64_t columns = labels.count;
-  const BackwardChoice choice =
-      choose_backward<acc_t>(from.rows, columns, from.classes, labels.lam_stride == 0, device.limits());
+  const BackwardChoice choice = choose_backward<acc_t>(problem_of(from, labels), device.limits());
   Backward<acc_t> b{};
   b.logits = from;
   b.columns = columns;
@@ -242,8 +244,9 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const char* op, const Tenso
     fill_empty(loss, terms, reduction);
     return {loss, terms, dlogits};
   }
-  auto choice = choose_forward<acc_t>(from.rows, labels.count, from.classes, labels.lam_stride == 0, device);
-  const bool one_launch = add_gradient<acc_t>(choice, labels.count, from.classes, device.limits());
+  const Problem problem = problem_of(from, labels);
+  auto choice = choose_forward<acc_t>(problem, device);
+  const bool one_launch = add_gradient<acc_t>(choice, problem, device.limits());
   std::optional<Statistics<acc_t>> statistics;
   Scratch<acc_t> scratch;
   acc_t* dscale;

@@ -54,67 +54,79 @@ __device__ __forceinline__ acc_t load_logit(const Logits& logits, int64_t at) {
   }
 }
 
-// What one lane knows of its row.
-template <typename acc_t>
-struct RowOfGradient {
-  acc_t alpha, own_loss, weight;
-  acc_t offset, shift;  // of a repaired batch
-  Column<acc_t> own;
+// What one lane knows of its rows.
+template <typename TileType>
+struct LaneOfGradient {
+  typename TileType::PerRowOfLane alpha, weight;
+  typename TileType::PerRowOfLane offset, shift;  // of a repaired batch; the offset of a raw tile too
 };
 
-template <typename acc_t, int kRows, bool kFactored>
+template <typename TileType>
 struct GradientTile {
+  using acc_t = typename TileType::acc;
+  using Rows = typename TileType::PerRowOfLane;
+  static constexpr int kPack = TileType::pack;
+
   const Logits& logits;
   const Plan<acc_t>& plan;
   const LogSum<acc_t>& sums;
   const GradientFactors<acc_t>& factors;
-  const Tile<acc_t, kRows, kFactored>& tile;
+  const TileType& tile;
   acc_t sigma;
 
-  // dZ of a column that this lane's row does not own, for a tile of T or of factors.
+  // dZ of the columns of a class, none of which this lane's rows own, for a tile of T or of factors.
   struct Shared {
-    acc_t self, self_as_b;
+    LaneScores<TileType> scores;
+    Rows self, self_as_b;
 
-    __device__ __forceinline__ Shared(const GradientTile& g, int32_t slot)
-        : self(g.tile.at(slot, lane_row<kRows>())), self_as_b(0) {
-      if constexpr (kFactored) self_as_b = g.tile.partner_at(slot, lane_row<kRows>());
+    __device__ __forceinline__ Shared(const GradientTile& g, const LaneOfGradient<TileType>& rows,
+                                      int32_t slot)
+        : scores{g.tile, rows.offset, g.sigma}, self(scores[slot]), self_as_b() {
+      if constexpr (TileType::factored) self_as_b = scores[g.tile.as_partner(slot)];
     }
     // The score by the expression of the sums, whichever class is self: a rounding apart, float64 would lose digits.
     template <bool kIsB>
-    __device__ __forceinline__ acc_t dz(const GradientTile& g, const RowOfGradient<acc_t>& row,
-                                        const Entry<acc_t>& entry, acc_t beta) const {
-      const int r = lane_row<kRows>();
-      acc_t e;
-      if constexpr (kFactored) {
-        const int32_t other = entry.other;
-        if constexpr (kIsB)
-          e = g.tile.at(other, r) * self_as_b;
-        else
-          e = self * (entry.w_other == acc_t(0) ? self_as_b : g.tile.partner_at(other, r));
-      } else {
-        const acc_t other = g.tile.at(entry.other, r);
-        e = exp2_flushed(kIsB ? mixed_score(entry.w_other, other, entry.w_self, self, Fma())
-                              : mixed_score(entry.w_self, self, entry.w_other, other, Fma()));
-      }
-      return e * fused_multiply_add(row.weight, beta, row.alpha);
+    __device__ __forceinline__ Rows dz(const GradientTile& g, const LaneOfGradient<TileType>& rows,
+                                       const Entry<acc_t>& entry, int32_t k) const {
+      const acc_t w_a = entry.w_a, w_b = partner_weight(w_a), beta = g.factors.beta[k];
+      const int32_t other = int32_t(entry.other);
+      Rows e;
+      if constexpr (!TileType::factored)
+        e = kIsB ? scores.exponential(w_a, scores[other], w_b, self)
+                 : scores.exponential(w_a, self, w_b, scores[other]);
+      else if constexpr (kIsB)
+        e = scores.product(scores[other], self_as_b);
+      else
+        e = scores.product(self, w_b == acc_t(0) ? self_as_b : scores[g.tile.as_partner(other)]);
+#pragma unroll
+      for (int p = 0; p < kPack; ++p)
+        e.of[p] *= fused_multiply_add(rows.weight.of[p], beta, rows.alpha.of[p]);
+      return e;
     }
   };
   // The same for a repaired batch, whose tile holds logits: every score by the expression of the repair, from whose
   // results it is subtracted. An axis that is not asked for is left out: 0 times its exponential may be NaN.
   struct Repaired {
-    __device__ __forceinline__ Repaired(const GradientTile&, int32_t) {}
+    __device__ __forceinline__ Repaired(const GradientTile&, const LaneOfGradient<TileType>&, int32_t) {}
     template <bool kIsB>
-    __device__ __forceinline__ acc_t dz(const GradientTile& g, const RowOfGradient<acc_t>& row,
-                                        const Entry<acc_t>& entry, acc_t beta) const {
-      const Column<acc_t> column = g.plan.columns[entry.column];
-      acc_t sum = 0;
-      if (g.factors.class_axis) {
-        const acc_t x = distance_score(g.tile, column, lane_row<kRows>(), row.offset);
-        sum += exp2_flushed((x - row.shift) * g.sigma) * row.alpha;
-      }
-      if (g.factors.pair_axis && beta != acc_t(0)) {
-        const acc_t y = distance_score(g.tile, column, lane_row<kRows>(), g.sums.offset[0]);
-        sum += exp2_flushed((y - g.sums.shift[entry.column]) * g.sigma) * beta;
+    __device__ __forceinline__ Rows dz(const GradientTile& g, const LaneOfGradient<TileType>& rows,
+                                       const Entry<acc_t>&, int32_t k) const {
+      const int32_t j = g.plan.owners[k];
+      const Column<acc_t> column = g.plan.columns[j];
+      const acc_t beta = g.factors.beta[k];
+      Rows sum;
+#pragma unroll
+      for (int p = 0; p < kPack; ++p) {
+        const int row = lane_row<TileType>() * kPack + p;
+        sum.of[p] = 0;
+        if (g.factors.class_axis) {
+          const acc_t x = distance_score(g.tile, column, row, rows.offset.of[p]);
+          sum.of[p] += exp2_flushed((x - rows.shift.of[p]) * g.sigma) * rows.alpha.of[p];
+        }
+        if (g.factors.pair_axis && beta != acc_t(0)) {
+          const acc_t y = distance_score(g.tile, column, row, g.sums.offset[0]);
+          sum.of[p] += exp2_flushed((y - g.sums.shift[j]) * g.sigma) * beta;
+        }
       }
       return sum;
     }
@@ -122,27 +134,38 @@ struct GradientTile {
 
   // Adds the entries [k, end) of a class in one role.
   template <bool kIsB, typename DScore>
-  __device__ __forceinline__ acc_t add_entries(const DScore& dscore, const RowOfGradient<acc_t>& row,
-                                               int32_t k, int32_t end, acc_t sum) const {
+  __device__ __forceinline__ void add_entries(const DScore& dscore, const LaneOfGradient<TileType>& rows,
+                                              int32_t k, int32_t end, Rows& sum) const {
 #pragma unroll 4
     for (; k < end; ++k) {
       const Entry<acc_t> entry = plan.entries[k];
-      sum =
-          fused_multiply_add(entry.w_self, dscore.template dz<kIsB>(*this, row, entry, factors.beta[k]), sum);
+      const Rows dz = dscore.template dz<kIsB>(*this, rows, entry, k);
+      const acc_t w_self = kIsB ? partner_weight(entry.w_a) : entry.w_a;
+#pragma unroll
+      for (int p = 0; p < kPack; ++p) sum.of[p] = fused_multiply_add(w_self, dz.of[p], sum.of[p]);
     }
-    return sum;
   }
 
   template <typename DScore>
-  __device__ __forceinline__ acc_t of_class(const RowOfGradient<acc_t>& row, int32_t slot) const {
-    const DScore dscore(*this, slot);
+  __device__ __forceinline__ Rows of_class(const LaneOfGradient<TileType>& rows, int32_t slot) const {
+    const DScore dscore(*this, rows, slot);
     const int32_t first = plan.first[2 * slot], middle = plan.first[2 * slot + 1],
                   end = plan.first[2 * slot + 2];
-    acc_t sum = add_entries<false>(dscore, row, first, middle, acc_t(0));
-    sum = add_entries<true>(dscore, row, middle, end, sum);
-    if (row.own.slot_a == slot) sum -= row.own.w_a * row.own_loss;
-    if (row.own.slot_b == slot) sum -= row.own.w_b * row.own_loss;
+    Rows sum = for_rows<TileType>([](int) { return acc_t(0); });
+    add_entries<false>(dscore, rows, first, middle, sum);
+    add_entries<true>(dscore, rows, middle, end, sum);
     return sum;
+  }
+
+  // What the target subtracts: from the classes of each row's own column. Every lane has a row.
+  __device__ __forceinline__ void subtract_target(acc_t* staging, int32_t slot0, int64_t row0,
+                                                  int valid) const {
+    if (lane_index() >= valid) return;
+    const int64_t i = row0 + lane_index();
+    const Column<acc_t> own = plan.columns[logits.diagonal + i];
+    acc_t* row = staging + lane_index() * (kWarp + 1) - slot0;
+    if (own.slot_a >= slot0 && own.slot_a < slot0 + kWarp) row[own.slot_a] -= own.w_a * factors.own_loss[i];
+    if (own.slot_b >= slot0 && own.slot_b < slot0 + kWarp) row[own.slot_b] -= own.w_b * factors.own_loss[i];
   }
 
   // Writes the classes from slot0's to the next group's, those that no column uses as 0. `staging` holds dS of 32
@@ -172,16 +195,20 @@ struct GradientTile {
   }
 
   template <typename DScore>
-  __device__ void run(const RowOfGradient<acc_t>& row, const GradientOutput& out, acc_t* staging,
+  __device__ void run(const LaneOfGradient<TileType>& rows, const GradientOutput& out, acc_t* staging,
                       int64_t row0, int valid, double* dscale) const {
-    acc_t* own = staging + warp_index() * kRows * (kWarp + 1);
+    acc_t* own = staging + warp_index() * TileType::rows * (kWarp + 1);
     for (int32_t slot0 = warp_index() * kWarp; slot0 < tile.used; slot0 += warp_count() * kWarp) {
 #pragma unroll 1
-      for (int step = 0; step < kRows; ++step) {
-        const int k = step * tile.sides + lane_side<kRows>();
-        own[lane_row<kRows>() * (kWarp + 1) + k] =
-            slot0 + k < tile.used ? of_class<DScore>(row, slot0 + k) : acc_t(0);
+      for (int step = 0; step < TileType::lanes; ++step) {
+        const int k = step * TileType::sides + lane_side<TileType>();
+        Rows sum = for_rows<TileType>([](int) { return acc_t(0); });
+        if (slot0 + k < tile.used) sum = of_class<DScore>(rows, slot0 + k);
+#pragma unroll
+        for (int p = 0; p < kPack; ++p) own[(lane_row<TileType>() * kPack + p) * (kWarp + 1) + k] = sum.of[p];
       }
+      sync_warp();
+      subtract_target(own, slot0, row0, valid);
       sync_warp();
       write(out, own, slot0, row0, valid, dscale);
       sync_warp();
@@ -193,22 +220,22 @@ struct GradientTile {
 ICM_HOST_DEVICE int64_t staging_size(int warps, int rows) { return int64_t(warps) * rows * (kWarp + 1); }
 
 // The gradient of one tile, which holds T, or logits if the batch was repaired.
-template <typename acc_t, int kRows, bool kFactored>
-__device__ void gradient_of_tile(const Logits& logits, const Plan<acc_t>& plan, const RowSums<acc_t>& rows,
-                                 const LogSum<acc_t>& sums, const GradientFactors<acc_t>& factors,
-                                 const Tile<acc_t, kRows, kFactored>& tile, acc_t sigma, bool repaired,
-                                 const GradientOutput& out, acc_t* staging, int64_t row0, int valid,
-                                 double* dscale) {
-  const int r = lane_row<kRows>() < valid ? lane_row<kRows>() : 0;
-  const int64_t i = row0 + r;
-  const RowOfGradient<acc_t> row{factors.alpha[i], factors.own_loss[i], rows.weight[i],
-                                 rows.offset[i],   rows.shift[i],       plan.columns[logits.diagonal + i]};
-  using Gradient = GradientTile<acc_t, kRows, kFactored>;
-  const Gradient gradient{logits, plan, sums, factors, tile, sigma};
+template <typename TileType>
+__device__ void gradient_of_tile(const Logits& logits, const Plan<typename TileType::acc>& plan,
+                                 const RowSums<typename TileType::acc>& rows,
+                                 const LogSum<typename TileType::acc>& sums,
+                                 const GradientFactors<typename TileType::acc>& factors, const TileType& tile,
+                                 typename TileType::acc sigma, bool repaired, const GradientOutput& out,
+                                 typename TileType::acc* staging, int64_t row0, int valid, double* dscale) {
+  const auto of = [&](const typename TileType::acc* values) {
+    return for_rows<TileType>([&](int row) { return values[row0 + (row < valid ? row : 0)]; });
+  };
+  const LaneOfGradient<TileType> lane{of(factors.alpha), of(rows.weight), of(rows.offset), of(rows.shift)};
+  const GradientTile<TileType> gradient{logits, plan, sums, factors, tile, sigma};
   if (repaired)
-    gradient.template run<typename Gradient::Repaired>(row, out, staging, row0, valid, dscale);
+    gradient.template run<typename GradientTile<TileType>::Repaired>(lane, out, staging, row0, valid, dscale);
   else
-    gradient.template run<typename Gradient::Shared>(row, out, staging, row0, valid, dscale);
+    gradient.template run<typename GradientTile<TileType>::Shared>(lane, out, staging, row0, valid, dscale);
 }
 
 }  // namespace icm

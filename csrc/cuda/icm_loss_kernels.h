@@ -20,8 +20,10 @@ struct ForwardRun {
 
 // What a block keeps beside Shared: its own reading of the target, its partial sums where others read them, and the
 // factors and staging of the gradient.
-template <typename acc_t, int kRows, typename Group>
+template <typename TileType, typename Group>
 struct SharedExtra {
+  using acc_t = typename TileType::acc;
+  static constexpr int kRows = TileType::rows;
   Plan<acc_t> plan;
   int32_t* slot_of;
   acc_t *partial, *alpha, *own_loss, *beta, *staging;
@@ -59,16 +61,16 @@ __device__ void forward_of_invalid(const Forward<acc_t>& f, const ForwardRun& ru
 }
 
 // The gradient for an incoming gradient of 1, from the tile that the sums left in shared memory.
-template <typename Group, typename acc_t, int kRows, bool kFactored>
-__device__ void gradient_inside(const Forward<acc_t>& f, const ForwardRun& run,
-                                const Tile<acc_t, kRows, kFactored>& tile,
-                                const SharedExtra<acc_t, kRows, Group>& extra, acc_t sigma, bool repaired,
-                                int64_t row0, int valid) {
+template <typename Group, typename TileType>
+__device__ void gradient_inside(const Forward<typename TileType::acc>& f, const ForwardRun& run,
+                                const TileType& tile, const SharedExtra<TileType, Group>& extra,
+                                typename TileType::acc sigma, bool repaired, int64_t row0, int valid) {
+  using acc_t = typename TileType::acc;
   const acc_t g = f.out.reduction == 1 ? acc_t(1) / acc_t(f.logits.rows) : acc_t(1);
   const acc_t g_row = f.out.class_axis ? g : acc_t(0), g_column = f.out.pair_axis ? g : acc_t(0);
   const int32_t entries = f.plan.first[2 * tile.used];
   for (int32_t k = threadIdx.x; k < entries; k += blockDim.x)
-    extra.beta[k] = f.out.pair_axis ? g_column / f.columns.sum[f.plan.entries[k].column] : acc_t(0);
+    extra.beta[k] = f.out.pair_axis ? g_column / f.columns.sum[f.plan.owners[k]] : acc_t(0);
   if (int(threadIdx.x) < valid) {
     extra.alpha[threadIdx.x] = f.out.class_axis ? g_row / f.rows.sum[row0 + threadIdx.x] : acc_t(0);
     extra.own_loss[threadIdx.x] = g_row + g_column;
@@ -78,6 +80,17 @@ __device__ void gradient_inside(const Forward<acc_t>& f, const ForwardRun& run,
                                        acc_t(1),           f.out.class_axis,      f.out.pair_axis};
   gradient_of_tile(f.logits, f.plan, f.rows, f.columns, factors, tile, sigma, repaired, run.gradient,
                    extra.staging, row0, valid, nullptr);
+}
+
+// Where a block's tile lies.
+template <bool kTileInShared, typename TileType>
+__device__ __forceinline__ typename TileType::stored* tile_memory(const Shared<TileType>& shared,
+                                                                  typename TileType::acc* tiles, int block,
+                                                                  int64_t tile_size) {
+  if constexpr (kTileInShared)
+    return shared.tile;
+  else
+    return tiles + block * tile_size;
 }
 
 // Loss and statistics, in small batches with the gradient: three barriers of the group, five more for a repair.
@@ -91,8 +104,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   Arena arena(shared_memory());
   const int64_t slots = most_slots(f.labels.count, f.logits.classes);
   const int64_t tile_size = TileType::size(slots);
-  const Shared<acc_t, kRows> shared(arena, kTileInShared ? tile_size : 0, warps, run.workers);
-  const SharedExtra<acc_t, kRows, Group> extra(arena, run, f.labels.count, f.logits.classes, warps);
+  const Shared<TileType> shared(arena, kTileInShared ? tile_size : 0, warps, run.workers);
+  const SharedExtra<TileType, Group> extra(arena, run, f.labels.count, f.logits.classes, warps);
   if (run.plans_inside) {
     if (rank > 0) {  // the first block fills the plan that is kept
       f.plan.header = extra.plan.header;
@@ -102,8 +115,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     plan_columns(f.labels, f.logits.classes, f.plan, extra.slot_of, shared.counters);
   }
   if (f.plan.header[kIsInvalid] != 0) return forward_of_invalid(f, run);
-  acc_t* tile_values = kTileInShared ? shared.tile : f.scratch.tiles + rank * tile_size;
-  const TileType tile{tile_values, f.plan.header[kUsedClasses]};
+  const TileType tile{tile_memory<kTileInShared>(shared, f.scratch.tiles, rank, tile_size),
+                      f.plan.header[kUsedClasses]};
   const Scale<acc_t> scale(f.logits.scale);
   const Share share{rank, run.workers, run.tiles};
   const int64_t padded = column_blocks(f.labels.count) * kWarp;
@@ -116,15 +129,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (rank < run.workers) {
     untrusted = sum_tiles(f, share, scale, tile, shared, partial_of(rank));
   } else {
-    const int64_t fitting = tile_size * int64_t(sizeof(acc_t)) / (2 * int64_t(sizeof(int32_t)) * tile.used);
-    plan_lists(f.plan, f.labels.count, tile.used, reinterpret_cast<int32_t*>(tile_values),
+    const int64_t bytes = tile_size * int64_t(sizeof(typename TileType::stored)),
+                  fitting = bytes / (2 * int64_t(sizeof(int32_t)) * tile.used);
+    plan_lists(f.plan, f.labels.count, tile.used, reinterpret_cast<int32_t*>(tile.values),
                int(fitting < warps ? fitting : warps), shared.counters);
   }
   Group::sync();
   merge_factors(f.scratch.offset, run.workers, scale.sigma, shared.factor);
   const Slice slice(f.labels.count, rank, size);
   double sums[2] = {0, 0};
-  untrusted |= merge_slice<acc_t, kRows>(f, share, slice, scale.sigma, shared.factor, partial_of, sums);
+  untrusted |= merge_slice<kRows>(f, share, slice, scale.sigma, shared.factor, partial_of, sums);
   block_sum(sums, shared.sum_scratch);
   untrusted = any_in_block(untrusted);
   if (threadIdx.x == 0) {
@@ -139,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (repaired) {
     sums[0] = sums[1] = 0;
     repair<Group>(f, share, slice, scale, tile, shared, rank < run.workers ? partial_of(rank) : nullptr,
-                  shared.counters, partial_of, sums);
+                  partial_of, sums);
     block_sum(sums, shared.sum_scratch);
     if (threadIdx.x == 0)
       for (int k = 0; k < 2; ++k) f.scratch.block_sums[2 * rank + k] = sums[k];
@@ -148,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (rank == 0) write_loss(f.out, f.scratch.block_sums, size, f.logits.rows);
   if (run.with_gradient && rank < run.workers)
     gradient_inside<Group>(f, run, tile, extra, scale.sigma, repaired, rank * int64_t(kRows),
-                           valid_rows<acc_t, kRows>(f.logits, rank));
+                           valid_rows<kRows>(f.logits, rank));
 }
 
 // Columns and used classes of a large batch. One block.
@@ -191,10 +205,13 @@ __device__ acc_t gradient_unit(const Backward<acc_t>& b, acc_t* scratch) {
   };
   look_at(b.grad_row, b.logits.rows);
   look_at(b.grad_column, b.columns);
-  combine_warps<1>(largest, scratch, scratch + warp_count(), Larger());
+  combine_warps<1>(PerRow<acc_t, 1>{largest}, scratch, scratch + warp_count(), Larger());
   largest = scratch[warp_count()];
   constexpr acc_t everyday = acc_t(1 << 20);
-  return largest <= everyday ? acc_t(1) : acc_t(exp2(floor(log2(double(largest)))));
+  constexpr auto fraction = sizeof(acc_t) == 4 ? (uint64_t(1) << 23) - 1 : (uint64_t(1) << 52) - 1;
+  const auto bits = to_bits(largest);
+  return largest <= everyday ? acc_t(1)
+                             : from_bits<acc_t>(std::remove_const_t<decltype(bits)>(bits & ~fraction));
 }
 
 // Factors of the gradient.
@@ -208,7 +225,7 @@ __global__ void __launch_bounds__(kFactorThreads) icm_loss_factors_kernel(Backwa
   const bool is_valid = b.plan.header[kIsInvalid] == 0;
   const int32_t entries = is_valid ? b.plan.first[2 * b.plan.header[kUsedClasses]] : 0;
   for (int64_t k = self; k < entries; k += threads) {
-    const int64_t j = b.plan.entries[k].column;
+    const int64_t j = b.plan.owners[k];
     // A column that no row here owns may have no sum of its own, and then has no gradient either.
     const acc_t g = b.pair_axis ? acc_t(factor * double(grad_column.at<acc_t>(j))) : acc_t(0);
     b.beta[k] = g == acc_t(0) ? acc_t(0) : g / b.sums.sum[j];
@@ -241,9 +258,9 @@ __global__ void __launch_bounds__(kThreads, 1) icm_loss_gradient_kernel(Backward
   }
   Arena arena(shared_memory());
   const int64_t tile_size = TileType::size(most_slots(b.columns, b.logits.classes));
-  const Shared<acc_t, kRows> shared(arena, kTileInShared ? tile_size : 0, warp_count(), 0);
+  const Shared<TileType> shared(arena, kTileInShared ? tile_size : 0, warp_count(), 0);
   acc_t* staging = arena.take<acc_t>(staging_size(warp_count(), kRows));
-  const TileType tile{kTileInShared ? shared.tile : b.tiles + blockIdx.x * tile_size,
+  const TileType tile{tile_memory<kTileInShared>(shared, b.tiles, int(blockIdx.x), tile_size),
                       b.plan.header[kUsedClasses]};
   const Scale<acc_t> scale(b.logits.scale);
   const acc_t unit = *b.unit;
@@ -253,7 +270,7 @@ __global__ void __launch_bounds__(kThreads, 1) icm_loss_gradient_kernel(Backward
   double sums[2] = {0, 0};
   for (int64_t t = blockIdx.x; t * kRows < b.logits.rows; t += gridDim.x) {
     const int64_t row0 = t * kRows;
-    const int valid = valid_rows<acc_t, kRows>(b.logits, t);
+    const int valid = valid_rows<kRows>(b.logits, t);
     load_tile(b.logits, scale.sign, b.plan.present, row0, valid, tile, shared.part_max,
               static_cast<acc_t*>(nullptr));
     if (!repaired) {

@@ -21,10 +21,10 @@ inline constexpr int kClusterBlocks = 8;
 inline constexpr int64_t kLeastFactored = 1025;
 
 // How a pass is divided: rows in a tile, whether the tile fits in shared memory, whether the blocks are one cluster,
-// whether the tile holds factors.
+// whether the tile holds factors, or logits of 16 bits as they came.
 struct Division {
   int rows;
-  bool in_shared, is_cluster, factored;
+  bool in_shared, is_cluster, factored, raw;
 };
 
 template <typename TileType, bool kInShared>
@@ -35,8 +35,15 @@ struct TileChoice {
 
 // Calls body with the types of a division; the list of those that are compiled.
 template <typename acc_t, typename Body>
-void with_tile(const Division& division, const Body& body) {
+void with_tile(const Division& division, LogitType type, const Body& body) {
   if constexpr (sizeof(acc_t) == 4) {
+    const auto raw = [&](auto stored) {
+      using stored_t = decltype(stored);
+      if (division.rows == 8) return body(TileChoice<Tile<acc_t, 8, false, stored_t>, true>());
+      return body(TileChoice<Tile<acc_t, 4, false, stored_t>, true>());
+    };
+    if (division.raw && type == LogitType::kBFloat16) return raw(bfloat16());
+    if (division.raw) return raw(float16());
     if (division.factored && division.rows == 32) return body(TileChoice<Tile<acc_t, 32, true>, true>());
     if (division.factored) return body(TileChoice<Tile<acc_t, 16, true>, true>());
     if (division.rows == 32) return body(TileChoice<Tile<acc_t, 32>, true>());
@@ -49,57 +56,68 @@ void with_tile(const Division& division, const Body& body) {
 template <typename Choice, typename Group>
 size_t forward_shared_bytes(const ForwardRun& run, int64_t columns, int64_t classes) {
   using TileType = typename Choice::Tile;
-  using acc_t = typename TileType::acc;
   Arena arena(nullptr);
   const int64_t tile_size = Choice::in_shared ? TileType::size(most_slots(columns, classes)) : 0;
-  Shared<acc_t, TileType::rows>(arena, tile_size, kThreads / kWarp, run.workers);
-  SharedExtra<acc_t, TileType::rows, Group>(arena, run, columns, classes, kThreads / kWarp);
+  Shared<TileType>(arena, tile_size, kThreads / kWarp, run.workers);
+  SharedExtra<TileType, Group>(arena, run, columns, classes, kThreads / kWarp);
   return arena.bytes();
 }
 
 template <typename Choice>
 size_t gradient_shared_bytes(int64_t columns, int64_t classes) {
   using TileType = typename Choice::Tile;
-  using acc_t = typename TileType::acc;
   Arena arena(nullptr);
   const int64_t tile_size = Choice::in_shared ? TileType::size(most_slots(columns, classes)) : 0;
-  Shared<acc_t, TileType::rows>(arena, tile_size, kThreads / kWarp, 0);
-  arena.take<acc_t>(staging_size(kThreads / kWarp, TileType::rows));
+  Shared<TileType>(arena, tile_size, kThreads / kWarp, 0);
+  arena.take<typename TileType::acc>(staging_size(kThreads / kWarp, TileType::rows));
   return arena.bytes();
 }
 
-// What a tile costs, in units of a row of 32 that are worked on at once. Estimates, no GPU has been asked: fewer rows
-// make a lane's neighbours take other classes, whose words share banks.
+// What a tile costs, in units of a row of 32 that are worked on at once. Estimates, no GPU has been asked. Fewer rows
+// make a lane's neighbours take other classes, whose words share banks; and whatever a column costs beside its rows,
+// 24 bytes through the second-level cache, is shared by fewer.
 struct TileCost {
   Division division;
   double per_row, fixed;
 };
 inline constexpr TileCost kTileCosts[] = {
-    {{32, true, false, false}, 1.0, 6.0}, {{8, true, false, false}, 1.6, 6.0},
-    {{2, true, false, false}, 2.5, 6.0},  {{32, true, false, true}, 0.7, 7.0},
-    {{16, true, false, true}, 0.9, 7.0},
+    {{32, true, false, false, false}, 1.0, 6.0}, {{8, true, false, false, false}, 1.2, 6.0},
+    {{2, true, false, false, false}, 4.0, 6.0},  {{32, true, false, true, false}, 0.7, 7.0},
+    {{16, true, false, true, false}, 0.9, 7.0},  {{8, true, false, false, true}, 1.1, 6.0},
+    {{4, true, false, false, true}, 2.0, 6.0},
+};
+
+// What decides on a division.
+struct Problem {
+  int64_t rows, columns, classes;
+  LogitType type;
+  bool one_lam;
+  bool is_16_bit() const { return type == LogitType::kBFloat16 || type == LogitType::kFloat16; }
 };
 
 template <typename acc_t>
-bool is_factored(int64_t columns, int64_t classes, bool one_lam, const DeviceLimits& limits) {
-  if (sizeof(acc_t) == 8 || !one_lam || columns < kLeastFactored) return false;
+bool is_factored(const Problem& problem, const DeviceLimits& limits) {
+  if (sizeof(acc_t) == 8 || !problem.one_lam || problem.columns < kLeastFactored) return false;
   using Smallest = TileChoice<Tile<acc_t, 16, true>, true>;
   ForwardRun run{};
   run.workers = limits.multiprocessors;
-  return std::max(forward_shared_bytes<Smallest, GridGroup>(run, columns, classes),
-                  gradient_shared_bytes<Smallest>(columns, classes)) <= size_t(limits.shared_bytes);
+  return std::max(forward_shared_bytes<Smallest, GridGroup>(run, problem.columns, problem.classes),
+                  gradient_shared_bytes<Smallest>(problem.columns, problem.classes)) <=
+         size_t(limits.shared_bytes);
 }
 
 // The division that is done first, of those that fit. `bytes(division)` is the shared memory that one needs.
 template <typename acc_t, typename Bytes>
-Division divide(int64_t rows, bool factored, const DeviceLimits& limits, const Bytes& bytes) {
-  Division best{2, false, false, false};
+Division divide(const Problem& problem, const DeviceLimits& limits, const Bytes& bytes) {
+  const bool factored = is_factored<acc_t>(problem, limits);
+  Division best{2, false, false, false, false};
   double least = std::numeric_limits<double>::infinity();
   for (const TileCost& cost : kTileCosts) {
     const int tile_rows = cost.division.rows;
     if (cost.division.factored != factored || (sizeof(acc_t) == 8 && tile_rows == 32)) continue;
+    if (cost.division.raw && !problem.is_16_bit()) continue;
     if (bytes(cost.division) > size_t(limits.shared_bytes)) continue;
-    const int64_t tiles = (rows + tile_rows - 1) / tile_rows,
+    const int64_t tiles = (problem.rows + tile_rows - 1) / tile_rows,
                   workers = std::max(1, limits.multiprocessors - 1);
     const double time = double((tiles + workers - 1) / workers) * (tile_rows * cost.per_row + cost.fixed);
     if (time < least) {
@@ -118,12 +136,13 @@ struct ForwardChoice {
 };
 
 template <typename acc_t>
-size_t shared_bytes_of(const Division& division, const ForwardRun& run, int64_t columns, int64_t classes) {
+size_t shared_bytes_of(const Division& division, const ForwardRun& run, const Problem& problem) {
   size_t bytes = 0;
-  with_tile<acc_t>(division, [&](auto tile) {
+  with_tile<acc_t>(division, problem.type, [&](auto tile) {
     using Choice = decltype(tile);
-    bytes = division.is_cluster ? forward_shared_bytes<Choice, ClusterGroup>(run, columns, classes)
-                                : forward_shared_bytes<Choice, GridGroup>(run, columns, classes);
+    bytes = division.is_cluster
+                ? forward_shared_bytes<Choice, ClusterGroup>(run, problem.columns, problem.classes)
+                : forward_shared_bytes<Choice, GridGroup>(run, problem.columns, problem.classes);
   });
   return bytes;
 }
@@ -144,39 +163,38 @@ inline bool clusters_fit(const DeviceScope& device, const DeviceLimits& limits) 
 }
 
 template <typename acc_t>
-ForwardChoice choose_forward(int64_t rows, int64_t columns, int64_t classes, bool one_lam,
-                             const DeviceScope& device) {
+ForwardChoice choose_forward(const Problem& problem, const DeviceScope& device) {
   const DeviceLimits limits = device.limits();
   ForwardChoice choice{};
-  choice.run.plans_inside = columns <= kMostPlannedInside && classes <= kMostClassesInside;
+  choice.run.plans_inside = problem.columns <= kMostPlannedInside && problem.classes <= kMostClassesInside;
   const auto bytes_of = [&](const Division& division) {
-    return shared_bytes_of<acc_t>(division, choice.run, columns, classes);
+    return shared_bytes_of<acc_t>(division, choice.run, problem);
   };
   const auto settle = [&](const Division& division) {
     choice.division = division;
-    choice.run.tiles = (rows + division.rows - 1) / division.rows;
+    choice.run.tiles = (problem.rows + division.rows - 1) / division.rows;
     choice.run.workers = int(std::min<int64_t>(choice.run.tiles, std::max(1, limits.multiprocessors - 1)));
     choice.shared_bytes = bytes_of(division);
   };
   if constexpr (sizeof(acc_t) == 4) {
-    settle({32, true, true, false});
+    settle({32, true, true, false, false});
     if (limits.has_clusters && choice.run.plans_inside && choice.blocks() <= kClusterBlocks &&
         choice.run.workers == choice.run.tiles && choice.shared_bytes <= size_t(limits.shared_bytes) &&
         clusters_fit(device, limits))
       return choice;
   }
   choice.run.workers = limits.multiprocessors;  // at most; a part of the shared memory grows with it
-  settle(divide<acc_t>(rows, is_factored<acc_t>(columns, classes, one_lam, limits), limits, bytes_of));
+  settle(divide<acc_t>(problem, limits, bytes_of));
   return choice;
 }
 
 // Adds the gradient to a choice where one launch can give both: a tile for each worker, and room for it. The division
 // stays, so the sums have the same bits with the gradient and without.
 template <typename acc_t>
-bool add_gradient(ForwardChoice& choice, int64_t columns, int64_t classes, const DeviceLimits& limits) {
+bool add_gradient(ForwardChoice& choice, const Problem& problem, const DeviceLimits& limits) {
   ForwardRun run = choice.run;
   run.with_gradient = true;
-  const size_t bytes = shared_bytes_of<acc_t>(choice.division, run, columns, classes);
+  const size_t bytes = shared_bytes_of<acc_t>(choice.division, run, problem);
   if (!run.plans_inside || run.tiles != run.workers || !choice.division.in_shared ||
       bytes > size_t(limits.shared_bytes))
     return false;
@@ -199,7 +217,7 @@ void launch_forward(const DeviceScope& device, const Forward<acc_t>& f, const Fo
     }
   }
   how.cooperative = true;
-  with_tile<acc_t>(choice.division, [&](auto tile) {
+  with_tile<acc_t>(choice.division, f.logits.type, [&](auto tile) {
     using Choice = decltype(tile);
     device.launch(how, icm_loss_forward_kernel<typename Choice::Tile, GridGroup, Choice::in_shared>, f,
                   choice.run);
@@ -213,17 +231,16 @@ struct BackwardChoice {
 };
 
 template <typename acc_t>
-BackwardChoice choose_backward(int64_t rows, int64_t columns, int64_t classes, bool one_lam,
-                               const DeviceLimits& limits) {
+BackwardChoice choose_backward(const Problem& problem, const DeviceLimits& limits) {
   const auto bytes_of = [&](const Division& division) {
     size_t bytes = 0;
-    with_tile<acc_t>(division,
-                     [&](auto tile) { bytes = gradient_shared_bytes<decltype(tile)>(columns, classes); });
+    with_tile<acc_t>(division, problem.type, [&](auto tile) {
+      bytes = gradient_shared_bytes<decltype(tile)>(problem.columns, problem.classes);
+    });
     return bytes;
   };
-  const Division division =
-      divide<acc_t>(rows, is_factored<acc_t>(columns, classes, one_lam, limits), limits, bytes_of);
-  const int64_t tiles = (rows + division.rows - 1) / division.rows;
+  const Division division = divide<acc_t>(problem, limits, bytes_of);
+  const int64_t tiles = (problem.rows + division.rows - 1) / division.rows;
   return {division, bytes_of(division), int(std::min<int64_t>(tiles, limits.multiprocessors))};
 }
 
@@ -233,7 +250,7 @@ void launch_backward(const DeviceScope& device, const Backward<acc_t>& b, const 
   device.launch({int(std::min<int64_t>(factor_blocks, 1024)), kFactorThreads,
                  (kFactorThreads / kWarp + 1) * sizeof(acc_t)},
                 icm_loss_factors_kernel<acc_t>, b);
-  with_tile<acc_t>(choice.division, [&](auto tile) {
+  with_tile<acc_t>(choice.division, b.logits.type, [&](auto tile) {
     using Choice = decltype(tile);
     device.launch({choice.blocks, kThreads, choice.shared_bytes},
                   icm_loss_gradient_kernel<typename Choice::Tile, Choice::in_shared>, b);

@@ -130,7 +130,8 @@ __device__ void plan_lists(const Plan<acc_t>& plan, int64_t count, int32_t used,
     before += total;
   }
   if (self == 0) plan.first[keys] = before;
-  clear(plan.first + keys + 1, reinterpret_cast<int32_t*>(plan.entries));
+  clear(plan.first + keys + 1, plan.owners);
+  clear(plan.owners + before, reinterpret_cast<int32_t*>(plan.entries));
   clear(reinterpret_cast<int32_t*>(plan.entries + before), plan.end);
   sync_block();
   if (warp < counters)
@@ -143,9 +144,9 @@ __device__ void plan_lists(const Plan<acc_t>& plan, int64_t count, int32_t used,
         const bool is_b = k >= count;
         const int64_t j = is_b ? k - count : k;
         const Column<acc_t> column = plan.columns[j];
-        plan.entries[plan.first[key] + own[key] + earlier] =
-            is_b ? Entry<acc_t>{column.slot_a, int32_t(j), column.w_b, column.w_a}
-                 : Entry<acc_t>{column.slot_b, int32_t(j), column.w_a, column.w_b};
+        const int32_t at = plan.first[key] + own[key] + earlier;
+        plan.owners[at] = int32_t(j);
+        plan.entries[at] = {is_b ? column.slot_a : column.slot_b, column.w_a};
       }
       sync_warp();
       if (key >= 0 && earlier == 0) own[key] += __popc(same);

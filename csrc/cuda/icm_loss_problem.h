@@ -19,11 +19,18 @@ struct alignas(sizeof(acc_t) == 4 ? 16 : 8) Column {
   acc_t w_a, w_b;
 };
 
-// A column as one of its classes sees it: the other class's slot, and the weights of both.
+// A column as one of its classes sees it: the other class's slot, and the weight of class a, whichever the own one is;
+// that of class b is partner_weight(w_a), with the same bits. As wide as two weights: no byte of it is undefined.
 template <typename acc_t>
-struct alignas(sizeof(acc_t) == 4 ? 16 : 8) Entry {
-  int32_t other, column;
-  acc_t w_self, w_other;
+struct alignas(2 * sizeof(acc_t)) Entry {
+  std::conditional_t<sizeof(acc_t) == 4, int32_t, int64_t> other;
+  acc_t w_a;
+};
+
+// One number for each row that a lane works on at once.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) PerRow {
+  T of[kCount];
 };
 
 // Slots after those of the used classes.
@@ -70,6 +77,7 @@ struct Scale {
 //   present  class of each slot, ascending
 //   first    where the entries of (slot, role) begin, role 0 where the class is the column's a, 1 where it is b; one
 //            more at the end
+//   owners   column of each entry
 //   entries  sorted by slot, role and column
 inline constexpr int kHeaderWords = 16;
 enum HeaderWord { kIsInvalid = 0, kUsedClasses = 1 };
@@ -78,7 +86,7 @@ template <typename acc_t>
 struct Plan {
   int32_t* header;
   Column<acc_t>* columns;
-  int32_t *present, *first;
+  int32_t *present, *first, *owners;
   Entry<acc_t>* entries;
   int32_t* end;
 };
@@ -115,6 +123,7 @@ ICM_HOST_DEVICE Plan<acc_t> take_plan(Arena& arena, int64_t columns, int64_t cla
   plan.columns = arena.take<Column<acc_t>>(column_blocks(columns) * kWarp);
   plan.present = arena.take<int32_t>(slots);
   plan.first = arena.take<int32_t>(2 * slots + 1);
+  plan.owners = arena.take<int32_t>(2 * columns);
   plan.entries = arena.take<Entry<acc_t>>(2 * columns);
   plan.end = plan.header + plan_words(columns);
   return plan;

@@ -43,87 +43,103 @@ __device__ acc_t median_offset(const acc_t* offsets, int64_t count, int32_t* his
   return from_bits<acc_t>((prefix & sign) != 0 ? Bits(prefix & ~sign) : Bits(~prefix));
 }
 
-// Visits this warp's columns: visit(column index, x, y, step), then reduces over rows with `combine` what it returned
-// and gives (column of this lane, result) to `finish`.
-template <typename acc_t, int kRows, bool kFactored, typename Visit, typename Combine, typename Finish>
-__device__ void visit_distances(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFactored>& tile, acc_t m,
-                                acc_t common, Visit visit, Combine combine, Finish finish) {
-  const int row = lane_row<kRows>(), side = lane_side<kRows>();
+// Visits this warp's columns: visit(column index, row of the lane, x, y), then reduces over rows with `combine` what it
+// returned and gives (column of this lane, result) to `finish`.
+template <typename TileType, typename Visit, typename Combine, typename Finish>
+__device__ void visit_distances(const Forward<typename TileType::acc>& f, const TileType& tile,
+                                const typename TileType::PerRowOfLane& m, typename TileType::acc common,
+                                Visit visit, Combine combine, Finish finish) {
+  using acc_t = typename TileType::acc;
+  const int row0 = lane_row<TileType>() * TileType::pack;
   for_each_block(f.labels.count, [&](int64_t j0) {
-    acc_t values[kRows];
+    acc_t values[TileType::lanes];
 #pragma unroll
-    for (int step = 0; step < kRows; ++step) {
-      const int64_t j = j0 + step * tile.sides + side;
+    for (int step = 0; step < TileType::lanes; ++step) {
+      const int64_t j = j0 + step * TileType::sides + lane_side<TileType>();
       const Column<acc_t> column = f.plan.columns[j];
-      values[step] =
-          visit(j, distance_score(tile, column, row, m), distance_score(tile, column, row, common));
+#pragma unroll
+      for (int p = 0; p < TileType::pack; ++p) {
+        const acc_t value = visit(j, p, distance_score(tile, column, row0 + p, m.of[p]),
+                                  distance_score(tile, column, row0 + p, common));
+        values[step] = p == 0 ? value : combine(values[step], value);
+      }
     }
-    finish(j0 + lane_column<kRows>(), combine_rows<kRows>(values, combine));
+    finish(j0 + lane_column<TileType>(), combine_rows<TileType::lanes>(values, combine));
   });
 }
 
+// What is known of the rows of a lane, 0 for those beyond the last.
+template <typename TileType>
+__device__ __forceinline__ typename TileType::PerRowOfLane rows_of_lane(const typename TileType::acc* values,
+                                                                        int64_t row0, int valid) {
+  using acc_t = typename TileType::acc;
+  return for_rows<TileType>([&](int row) { return row < valid ? values[row0 + row] : acc_t(0); });
+}
+
 // Maxima of one tile's rows and of the columns over the worker's tiles so far.
-template <typename acc_t, int kRows, bool kFactored>
-__device__ void maxima_of_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFactored>& tile,
-                               const Shared<acc_t, kRows>& shared, int64_t row0, int valid, acc_t common,
-                               bool first, acc_t* partial) {
-  const int row = lane_row<kRows>();
-  const bool is_valid = row < valid;
-  const acc_t m = is_valid ? f.rows.offset[row0 + row] : acc_t(0);
-  acc_t largest = -infinity<acc_t>();
+template <typename TileType>
+__device__ void maxima_of_tile(const Forward<typename TileType::acc>& f, const TileType& tile,
+                               const Shared<TileType>& shared, int64_t row0, int valid,
+                               typename TileType::acc common, bool first, typename TileType::acc* partial) {
+  using acc_t = typename TileType::acc;
+  const int lane_row0 = lane_row<TileType>() * TileType::pack;
+  auto largest = for_rows<TileType>([](int) { return -infinity<acc_t>(); });
   visit_distances(
-      f, tile, m, common,
-      [&](int64_t, acc_t x, acc_t y) {
-        largest = Larger()(largest, x);
-        return is_valid && y > -infinity<acc_t>() ? y : -infinity<acc_t>();
+      f, tile, rows_of_lane<TileType>(f.rows.offset, row0, valid), common,
+      [&](int64_t, int p, acc_t x, acc_t y) {
+        largest.of[p] = Larger()(largest.of[p], x);
+        return lane_row0 + p < valid && y > -infinity<acc_t>() ? y : -infinity<acc_t>();
       },
       Larger(), [&](int64_t j, acc_t column) { partial[j] = first ? column : Larger()(partial[j], column); });
-  combine_warps<kRows>(largest, shared.row_scratch, shared.row, Larger());
+  combine_warps<TileType::lanes>(largest, shared.row_scratch, shared.row, Larger());
   if (int(threadIdx.x) < valid) f.rows.shift[row0 + threadIdx.x] = shared.row[threadIdx.x];
 }
 
-template <typename acc_t, int kRows, bool kFactored>
-__device__ void shifted_sums_of_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFactored>& tile,
-                                     const Shared<acc_t, kRows>& shared, int64_t row0, int valid,
-                                     acc_t common, acc_t sigma, bool first, acc_t* partial) {
-  const int row = lane_row<kRows>();
-  const bool is_valid = row < valid;
-  const acc_t m = is_valid ? f.rows.offset[row0 + row] : acc_t(0);
-  const acc_t row_shift = is_valid ? f.rows.shift[row0 + row] : acc_t(0);
-  acc_t row_sum = 0;
+template <typename TileType>
+__device__ void shifted_sums_of_tile(const Forward<typename TileType::acc>& f, const TileType& tile,
+                                     const Shared<TileType>& shared, int64_t row0, int valid,
+                                     typename TileType::acc common, typename TileType::acc sigma, bool first,
+                                     typename TileType::acc* partial) {
+  using acc_t = typename TileType::acc;
+  const int lane_row0 = lane_row<TileType>() * TileType::pack;
+  const auto row_shift = rows_of_lane<TileType>(f.rows.shift, row0, valid);
+  auto row_sums = for_rows<TileType>([](int) { return acc_t(0); });
   visit_distances(
-      f, tile, m, common,
-      [&](int64_t j, acc_t x, acc_t y) {
+      f, tile, rows_of_lane<TileType>(f.rows.offset, row0, valid), common,
+      [&](int64_t j, int p, acc_t x, acc_t y) {
         if (j >= f.labels.count) return acc_t(0);
-        row_sum += exp2_flushed((x - row_shift) * sigma);
+        row_sums.of[p] += exp2_flushed((x - row_shift.of[p]) * sigma);
         // A column of -inf alone has the sum 0, which other processes can add to theirs.
         const acc_t shift = f.columns.shift[j];
-        return is_valid && !(shift == -infinity<acc_t>() && y == shift) ? exp2_flushed((y - shift) * sigma)
-                                                                        : acc_t(0);
+        return lane_row0 + p < valid && !(shift == -infinity<acc_t>() && y == shift)
+                   ? exp2_flushed((y - shift) * sigma)
+                   : acc_t(0);
       },
       Add(), [&](int64_t j, acc_t column) { partial[j] = first ? column : partial[j] + column; });
-  combine_warps<kRows>(row_sum, shared.row_scratch, shared.row, Add());
+  combine_warps<TileType::lanes>(row_sums, shared.row_scratch, shared.row, Add());
   if (int(threadIdx.x) < valid) {
     const int64_t i = row0 + threadIdx.x;
     const Column<acc_t>& own = f.plan.columns[f.logits.diagonal + i];
     f.rows.sum[i] = shared.row[threadIdx.x];
     f.rows.weight[i] = not_a_number<acc_t>();  // the mark of a repair
-    f.scratch.row_score[i] = distance_score(tile, own, int(threadIdx.x), m);
+    f.scratch.row_score[i] = distance_score(tile, own, int(threadIdx.x), f.rows.offset[i]);
     f.scratch.column_score[i] = distance_score(tile, own, int(threadIdx.x), common);
   }
 }
 
 // All sums again, relative to exact maxima, whatever the range of the logits. Leaves logits in the tile, the sums of
 // this block's terms in `sums`, and no barrier of the group after them.
-template <typename Group, typename acc_t, int kRows, bool kFactored, typename PartialOf>
-__device__ void repair(const Forward<acc_t>& f, const Share& share, const Slice& slice,
-                       const Scale<acc_t>& scale, const Tile<acc_t, kRows, kFactored>& tile,
-                       const Shared<acc_t, kRows>& shared, acc_t* own, int32_t* histogram,
-                       PartialOf partial_of, double (&sums)[2]) {
-  const acc_t common = median_offset(f.rows.offset, f.logits.rows, histogram);
+template <typename Group, typename TileType, typename PartialOf>
+__device__ void repair(const Forward<typename TileType::acc>& f, const Share& share, const Slice& slice,
+                       const Scale<typename TileType::acc>& scale, const TileType& tile,
+                       const Shared<TileType>& shared, typename TileType::acc* own, PartialOf partial_of,
+                       double (&sums)[2]) {
+  using acc_t = typename TileType::acc;
+  constexpr int kRows = TileType::rows;
+  const acc_t common = median_offset(f.rows.offset, f.logits.rows, shared.counters);
   const auto for_each_tile = [&](auto body) {
     for (int64_t t = share.worker; t < share.tiles && share.worker < share.workers; t += share.workers) {
-      const int valid = valid_rows<acc_t, kRows>(f.logits, t);
+      const int valid = valid_rows<kRows>(f.logits, t);
       load_tile(f.logits, scale.sign, f.plan.present, t * kRows, valid, tile, shared.part_max,
                 static_cast<acc_t*>(nullptr));
       body(t * kRows, valid, t == share.worker);

@@ -4,8 +4,8 @@
 // relative to an offset of its own. `Scratch` is global memory that no block shares until the group's next barrier.
 #pragma once
 
+#include "icm_loss_scores.h"
 #include "icm_loss_terms.h"
-#include "icm_loss_tile.h"
 
 namespace icm {
 
@@ -35,19 +35,21 @@ struct Forward {
 inline constexpr int kCounters = 257;
 
 // What a block keeps in its shared memory.
-template <typename acc_t, int kRows>
+template <typename TileType>
 struct Shared {
-  acc_t *tile, *part_max, *offset, *row, *row_scratch, *factor;
+  using acc_t = typename TileType::acc;
+  typename TileType::stored* tile;
+  acc_t *part_max, *offset, *row, *row_scratch, *factor;
   double* sum_scratch;
   int32_t* counters;
 
-  // `tile_size`: words of the tile, 0 if it lies in global memory.
+  // `tile_size`: elements of the tile, 0 if it lies in global memory.
   ICM_HOST_DEVICE Shared(Arena& arena, int64_t tile_size, int warps, int workers)
-      : tile(arena.take<acc_t>(tile_size)),
-        part_max(arena.take<acc_t>(load_scratch(warps, kRows))),
-        offset(arena.take<acc_t>(kRows)),
-        row(arena.take<acc_t>(kRows)),
-        row_scratch(arena.take<acc_t>(warps * kRows)),
+      : tile(arena.take<typename TileType::stored>(tile_size)),
+        part_max(arena.take<acc_t>(load_scratch<TileType>(warps))),
+        offset(arena.take<acc_t>(TileType::rows)),
+        row(arena.take<acc_t>(TileType::rows)),
+        row_scratch(arena.take<acc_t>(warps * TileType::rows)),
         factor(arena.take<acc_t>(workers + 1)),
         sum_scratch(arena.take<double>(2 * warps)),
         counters(arena.take<int32_t>(kCounters)) {}
@@ -59,7 +61,7 @@ struct Share {
   int64_t tiles;  // of all workers
 };
 
-template <typename acc_t, int kRows>
+template <int kRows>
 __device__ __forceinline__ int valid_rows(const Logits& logits, int64_t tile) {
   const int64_t left = logits.rows - tile * kRows;
   return int(left < kRows ? left : kRows);
@@ -74,7 +76,7 @@ __device__ __forceinline__ acc_t largest_of(const acc_t* values, int count) {
 
 // Every factor of a worker's partial sums and of the weights of its earlier rows, when a tile's offset exceeds the
 // running one by much: 2^kOffsetSlack stays far from overflow.
-template <typename acc_t, int kRows>
+template <int kRows, typename acc_t>
 __device__ void rescale(const Forward<acc_t>& f, const Share& share, int64_t tile, acc_t* partial,
                         acc_t factor) {
   sync_block();
@@ -85,22 +87,27 @@ __device__ void rescale(const Forward<acc_t>& f, const Share& share, int64_t til
   sync_block();
 }
 
-// Sums of one tile, which holds T. Writes its rows' statistics; true when a row sum cannot be trusted.
-template <typename acc_t, int kRows, bool kFactored>
-__device__ bool sum_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFactored>& tile,
-                         const Shared<acc_t, kRows>& shared, int64_t row0, int valid, acc_t block_offset,
-                         acc_t sigma, bool first, acc_t* partial) {
+// Sums of one tile. Writes its rows' statistics; true when a row sum cannot be trusted.
+template <typename TileType>
+__device__ bool sum_tile(const Forward<typename TileType::acc>& f, const TileType& tile,
+                         const Shared<TileType>& shared, int64_t row0, int valid,
+                         typename TileType::acc block_offset, typename TileType::acc sigma, bool first,
+                         typename TileType::acc* partial) {
+  using acc_t = typename TileType::acc;
   const int64_t count = f.labels.count;
-  const int row = lane_row<kRows>();
-  const acc_t w = row < valid ? exp2_flushed((shared.offset[row] - block_offset) * sigma) : acc_t(0);
-  acc_t row_sum = 0;
+  const auto weight_of = [&](int row) {
+    return row < valid ? exp2_flushed((shared.offset[row] - block_offset) * sigma) : acc_t(0);
+  };
+  const auto w = for_rows<TileType>(weight_of);
+  const LaneScores<TileType> scores{tile, for_rows<TileType>([&](int row) { return shared.offset[row]; }),
+                                    sigma};
+  auto row_sums = for_rows<TileType>([](int) { return acc_t(0); });
   for_each_block(count, [&](int64_t j0) {
-    acc_t column;
-    row_sum += sum_block(tile, f.plan.columns + j0, w, &column);
-    acc_t& sum = partial[j0 + lane_column<kRows>()];
+    const acc_t column = sum_block(scores, f.plan.columns + j0, w, row_sums);
+    acc_t& sum = partial[j0 + lane_column<TileType>()];
     sum = first ? column : sum + column;
   });
-  combine_warps<kRows>(row_sum, shared.row_scratch, shared.row, Add());
+  combine_warps<TileType::lanes>(row_sums, shared.row_scratch, shared.row, Add());
   bool untrusted = false;
   if (int(threadIdx.x) < valid) {
     const int64_t i = row0 + threadIdx.x;
@@ -108,34 +115,37 @@ __device__ bool sum_tile(const Forward<acc_t>& f, const Tile<acc_t, kRows, kFact
     f.rows.offset[i] = shared.offset[threadIdx.x];
     f.rows.shift[i] = 0;
     f.rows.sum[i] = sum;
-    f.rows.weight[i] = w;  // thread k < kRows is the lane of row k
+    f.rows.weight[i] = weight_of(threadIdx.x);
     untrusted = f.out.class_axis && !sum_is_trusted(sum, double(count));
   }
   return untrusted;
 }
 
 // Sums of all tiles of a worker; the last one stays in shared memory. True when a row sum cannot be trusted.
-template <typename acc_t, int kRows, bool kFactored>
-__device__ bool sum_tiles(const Forward<acc_t>& f, const Share& share, const Scale<acc_t>& scale,
-                          const Tile<acc_t, kRows, kFactored>& tile, const Shared<acc_t, kRows>& shared,
-                          acc_t* partial) {
+template <typename TileType>
+__device__ bool sum_tiles(const Forward<typename TileType::acc>& f, const Share& share,
+                          const Scale<typename TileType::acc>& scale, const TileType& tile,
+                          const Shared<TileType>& shared, typename TileType::acc* partial) {
+  using acc_t = typename TileType::acc;
+  constexpr int kRows = TileType::rows;
   bool untrusted = false;
   acc_t offset = 0;
   for (int64_t t = share.worker; t < share.tiles; t += share.workers) {
     const int64_t row0 = t * kRows;
-    const int valid = valid_rows<acc_t, kRows>(f.logits, t);
+    const int valid = valid_rows<kRows>(f.logits, t);
     load_tile(f.logits, scale.sign, f.plan.present, row0, valid, tile, shared.part_max, shared.offset);
     shift_tile(tile, shared.offset, scale.sigma);
     if (int(threadIdx.x) < valid) {
       const int64_t i = row0 + threadIdx.x;
-      f.scratch.row_score[i] = score(tile, f.plan.columns[f.logits.diagonal + i], int(threadIdx.x));
+      f.scratch.row_score[i] = score(tile, f.plan.columns[f.logits.diagonal + i], int(threadIdx.x),
+                                     shared.offset[threadIdx.x], scale.sigma);
     }
-    if constexpr (kFactored) factor_tile(tile, acc_t(f.labels.lam(0)));
+    if constexpr (TileType::factored) factor_tile(tile, acc_t(f.labels.lam(0)));
     const acc_t tile_offset = largest_of(shared.offset, valid);
     const bool first = t == share.worker;
     if (first) offset = tile_offset;
     if ((tile_offset - offset) * scale.sigma > acc_t(kOffsetSlack)) {
-      rescale<acc_t, kRows>(f, share, t, partial, exp2_flushed((offset - tile_offset) * scale.sigma));
+      rescale<kRows>(f, share, t, partial, exp2_flushed((offset - tile_offset) * scale.sigma));
       offset = tile_offset;
     }
     untrusted |= sum_tile(f, tile, shared, row0, valid, offset, scale.sigma, first, partial);
@@ -175,7 +185,7 @@ struct Slice {
 
 // Merges the workers' sums of a slice of the columns in order, and forms the terms of their images. True when a column
 // sum cannot be trusted. partial_of(worker): that worker's partial sums.
-template <typename acc_t, int kRows, typename PartialOf>
+template <int kRows, typename acc_t, typename PartialOf>
 __device__ bool merge_slice(const Forward<acc_t>& f, const Share& share, const Slice& slice, acc_t sigma,
                             const acc_t* factor, PartialOf partial_of, double (&sums)[2]) {
   bool untrusted = false;

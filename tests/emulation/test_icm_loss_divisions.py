@@ -63,6 +63,23 @@ def test_types_on_a_small_device(dtype: torch.dtype, generator: torch.Generator)
     plugin.set_device(multiprocessors=132)
 
 
+@pytest.mark.parametrize("regime", ["normal", "masked", "range_200", "offset", "same_class"])
+@pytest.mark.parametrize("scale", [None, -2.5, 0.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shared_kib", [36, 18, 12])  # eight rows; eight forward and four backward; four, then two
+def test_rows_of_16_bits(
+    shared_kib: int, dtype: torch.dtype, scale: float | None, regime: str, generator: torch.Generator
+) -> None:
+    """Kept as they came where a tile of them holds more rows."""
+    plugin.set_device(multiprocessors=2, shared_bytes=shared_kib * 1024, has_clusters=False)
+    case = REGIMES[regime](300, 4200, dtype, generator)
+    case.lam[:3] = torch.tensor([0.0, 1.0, 1e-30])
+    logit_scale = None if scale is None else torch.tensor(scale)
+    loss, dlogits = loss_and_gradient(case, logit_scale=logit_scale)
+    check_icm_loss(loss, dlogits, case.logits, case, logit_scale=scale)
+    plugin.set_device(multiprocessors=132)
+
+
 @pytest.mark.parametrize("shape", [(128, 100), (30, 10), (500, 20)], ids=str)
 def test_one_launch_has_the_bits_of_two_passes(shape: tuple[int, int], device: str, generator: torch.Generator) -> None:
     case = REGIMES["normal"](*shape, torch.float32, generator)
