@@ -54,6 +54,9 @@ __device__ __forceinline__ acc_t load_logit(const Logits& logits, int64_t at) {
   }
 }
 
+// Entries of a class, of both roles, that a lane adds up at least before others help it. A guess.
+inline constexpr int kLeastShare = 8;
+
 // What one lane knows of its rows.
 template <typename TileType>
 struct LaneOfGradient {
@@ -73,6 +76,19 @@ struct GradientTile {
   const GradientFactors<acc_t>& factors;
   const TileType& tile;
   acc_t sigma;
+
+  // How the classes and their entries are divided. Sides of a warp that work together on one class wait less for each
+  // other than on classes of their own, if these are long; and where there are fewer groups of 32 classes than
+  // warps, several warps each add up a part of every class.
+  struct Split {
+    int together = 1, parts = 1;
+    __device__ __forceinline__ Split(int32_t used, int32_t entries) {
+      const int groups = (used + kWarp - 1) / kWarp;
+      while (2 * parts * groups <= warp_count()) parts *= 2;
+      while (together < TileType::sides && int64_t(used) * parts * together * kLeastShare < entries)
+        together *= 2;
+    }
+  };
 
   // dZ of the columns of a class, none of which this lane's rows own, for a tile of T or of factors.
   struct Shared {
@@ -132,12 +148,12 @@ struct GradientTile {
     }
   };
 
-  // Adds the entries [k, end) of a class in one role.
+  // Adds every step-th of the entries [k, end) of a class in one role.
   template <bool kIsB, typename DScore>
   __device__ __forceinline__ void add_entries(const DScore& dscore, const LaneOfGradient<TileType>& rows,
-                                              int32_t k, int32_t end, Rows& sum) const {
+                                              int32_t k, int32_t end, int32_t step, Rows& sum) const {
 #pragma unroll 4
-    for (; k < end; ++k) {
+    for (; k < end; k += step) {
       const Entry<acc_t> entry = plan.entries[k];
       const Rows dz = dscore.template dz<kIsB>(*this, rows, entry, k);
       const acc_t w_self = kIsB ? partner_weight(entry.w_a) : entry.w_a;
@@ -146,14 +162,16 @@ struct GradientTile {
     }
   }
 
+  // This lane's share of a class's sum.
   template <typename DScore>
-  __device__ __forceinline__ Rows of_class(const LaneOfGradient<TileType>& rows, int32_t slot) const {
+  __device__ __forceinline__ Rows of_class(const LaneOfGradient<TileType>& rows, int32_t slot, int32_t share,
+                                           int32_t shares) const {
     const DScore dscore(*this, rows, slot);
     const int32_t first = plan.first[2 * slot], middle = plan.first[2 * slot + 1],
                   end = plan.first[2 * slot + 2];
     Rows sum = for_rows<TileType>([](int) { return acc_t(0); });
-    add_entries<false>(dscore, rows, first, middle, sum);
-    add_entries<true>(dscore, rows, middle, end, sum);
+    add_entries<false>(dscore, rows, first + share, middle, shares, sum);
+    add_entries<true>(dscore, rows, middle + share, end, shares, sum);
     return sum;
   }
 
@@ -168,10 +186,11 @@ struct GradientTile {
     if (own.slot_b >= slot0 && own.slot_b < slot0 + kWarp) row[own.slot_b] -= own.w_b * factors.own_loss[i];
   }
 
-  // Writes the classes from slot0's to the next group's, those that no column uses as 0. `staging` holds dS of 32
-  // slots, [row][33]. Adds dS * S to *dscale if that is not null.
+  // Writes the classes from slot0's to the next group's, those that no column uses as 0: every step-th row from
+  // `first` on. `staging` holds dS of 32 slots, [row][33]. Adds dS * S to *dscale if that is not null.
   __device__ __forceinline__ void write(const GradientOutput& out, const acc_t* staging, int32_t slot0,
-                                        int64_t row0, int valid, double* dscale) const {
+                                        int64_t row0, int first_row, int step, int valid,
+                                        double* dscale) const {
     const int lane = lane_index();
     const int32_t slot = slot0 + lane, next = slot0 + kWarp;
     const int64_t begin = slot0 == 0 ? 0 : plan.present[slot0];
@@ -179,7 +198,7 @@ struct GradientTile {
     const bool has_slot = slot < tile.used;
     const int64_t c = has_slot ? plan.present[slot] : 0;
     const bool is_dense = end - begin == kWarp && next <= tile.used;
-    for (int r = 0; r < valid; ++r) {
+    for (int r = first_row; r < valid; r += step) {
       const int64_t first = (row0 + r) * logits.classes;
       if (!is_dense) {
         for (int64_t k = begin + lane; k < end; k += kWarp) store_gradient(out, first + k, acc_t(0));
@@ -194,24 +213,61 @@ struct GradientTile {
     }
   }
 
+  // Fills a warp's staging with the sums of 32 slots, or with its part of them.
+  template <typename DScore>
+  __device__ __forceinline__ void add_up(const LaneOfGradient<TileType>& rows, const Split& split,
+                                         acc_t* staging, int32_t slot0, int part) const {
+    const int side = lane_side<TileType>(), apart = TileType::sides / split.together;
+#pragma unroll 1
+    for (int k0 = 0; k0 < kWarp; k0 += apart) {
+      const int k = k0 + side / split.together;
+      Rows sum = for_rows<TileType>([](int) { return acc_t(0); });
+      if (slot0 + k < tile.used)
+        sum = of_class<DScore>(rows, slot0 + k, part * split.together + side % split.together,
+                               split.parts * split.together);
+#pragma unroll
+      for (int p = 0; p < kPack; ++p) {
+        for (int width = TileType::lanes; width < TileType::lanes * split.together; width *= 2)
+          sum.of[p] += shuffle_xor(sum.of[p], width);
+        if (side % split.together == 0)
+          staging[(lane_row<TileType>() * kPack + p) * (kWarp + 1) + k] = sum.of[p];
+      }
+    }
+    sync_warp();
+  }
+
   template <typename DScore>
   __device__ void run(const LaneOfGradient<TileType>& rows, const GradientOutput& out, acc_t* staging,
                       int64_t row0, int valid, double* dscale) const {
-    acc_t* own = staging + warp_index() * TileType::rows * (kWarp + 1);
-    for (int32_t slot0 = warp_index() * kWarp; slot0 < tile.used; slot0 += warp_count() * kWarp) {
-#pragma unroll 1
-      for (int step = 0; step < TileType::lanes; ++step) {
-        const int k = step * TileType::sides + lane_side<TileType>();
-        Rows sum = for_rows<TileType>([](int) { return acc_t(0); });
-        if (slot0 + k < tile.used) sum = of_class<DScore>(rows, slot0 + k);
-#pragma unroll
-        for (int p = 0; p < kPack; ++p) own[(lane_row<TileType>() * kPack + p) * (kWarp + 1) + k] = sum.of[p];
+    constexpr int kStaging = TileType::rows * (kWarp + 1);
+    const Split split(tile.used, plan.first[2 * tile.used]);
+    const int warps = warp_count(), warp = warp_index();
+    const int at_once = warps / split.parts, part = warp / at_once;
+    for (int group0 = 0; group0 * kWarp < tile.used; group0 += at_once) {
+      const int32_t slot0 = (group0 + warp % at_once) * kWarp;
+      const bool takes_part = part < split.parts && slot0 < tile.used;
+      acc_t* own = staging + warp * kStaging;
+      if (takes_part) add_up<DScore>(rows, split, own, slot0, part);
+      if (split.parts > 1) {
+        sync_block();
+        acc_t* first = staging + warp % at_once * kStaging;
+        for (int r = part; r < valid && takes_part; r += split.parts) {
+          acc_t* sum = first + r * (kWarp + 1) + lane_index();
+          for (int q = 1; q < split.parts; ++q) *sum += sum[q * at_once * kStaging];
+        }
+        sync_block();
+        own = first;
       }
-      sync_warp();
-      subtract_target(own, slot0, row0, valid);
-      sync_warp();
-      write(out, own, slot0, row0, valid, dscale);
-      sync_warp();
+      if (takes_part && part == 0) subtract_target(own, slot0, row0, valid);
+      if (split.parts > 1)
+        sync_block();
+      else
+        sync_warp();
+      if (takes_part) write(out, own, slot0, row0, part, split.parts, valid, dscale);
+      if (split.parts > 1)
+        sync_block();
+      else
+        sync_warp();
     }
   }
 };

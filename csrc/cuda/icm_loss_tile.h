@@ -1,8 +1,8 @@
 // A tile: the logits of a few rows for the used classes, in shared memory, and how it is filled.
 //
 // [slot][row]. A lane works on `pack` rows of a column at once, which it reads with one access; `lanes` lanes are the
-// rows of a column, and the `sides` of a warp take neighbouring columns. With one row a lane (32 rows), all lanes of
-// a column read neighbouring words; few rows are packed, so that what a column costs is shared by more of them.
+// rows of a column, and the `sides` of a warp take neighbouring columns: what a column costs is shared by its rows.
+// A quarter of a warp reads 128 bytes at once: with 32 rows one slot, free of conflicts whichever it is.
 #pragma once
 
 #include "icm_loss_problem.h"
@@ -19,11 +19,11 @@ struct Tile {
   using acc = acc_t;
   using stored = stored_t;
   static constexpr bool raw = !std::is_same_v<stored_t, acc_t>, factored = kFactored;
-  static constexpr int rows = kRows, pack = raw ? 4 : kRows <= 8 && sizeof(acc_t) == 4 ? 2 : 1;
+  static constexpr int rows = kRows, pack = sizeof(acc_t) == 8 ? 1 : kRows < 4 ? kRows : 4;
   static constexpr int lanes = kRows / pack, sides = kWarp / lanes;
-  // An odd distance between slots, in packs: lanes = slots (when rows are loaded) and lanes = rows are free of
-  // conflicts. Not for the fewest rows: it would cost half as much memory again.
-  static constexpr int stride = kRows <= 4 ? kRows : kRows + pack;
+  // Many rows are an odd number of packs apart, so that neither do lanes = slots conflict when rows are loaded. Few
+  // rows conflict once or twice there, which costs less than the memory.
+  static constexpr int stride = kRows <= 2 || (kRows <= 8 && pack > 1) ? kRows : kRows + pack;
   using PerRowOfLane = PerRow<acc_t, pack>;
   using Stored = PerRow<stored_t, pack>;
 
