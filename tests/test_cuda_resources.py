@@ -29,6 +29,7 @@ LIMITS = {
     r"icm_loss_forward_kernel": (512, 64),
     # The addresses of sums that only the gradient of a scale uses.
     r"icm_loss_gradient_kernel": (512, 16),
+    r"icm_loss_factors_kernelId": (256, 24),  # float64 divisions are calls, around which registers are kept
     r"icm_loss_factors_kernel": (256, 16),
     r"icm_loss_plan_kernel": (1024, 8),  # the total that a prefix sum returns through a pointer
     r"icm_loss_dscale_kernel": (32, 0),

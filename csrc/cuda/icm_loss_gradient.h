@@ -1,26 +1,9 @@
-// Gradient with respect to the logits, a tile of rows at a time:
-//
-//   dZ[i,j] = g_i (P_ij - 1[own]) + g_j (Q_ij - 1[own])           P = e alpha_i,  Q = e w_i beta_j
-//   dS[i,c] = sum_j dZ[i,j] Y[j,c]
-//
-// Each lane owns a class and a row and adds up that class's columns in the order of the plan, so nothing is
-// scattered: no atomics, one order. The price is a second exponential for a column with two classes, since both of
-// its classes form it.
+// The gradient of a tile of rows: its classes divided among the warps, staged, and written in whole rows.
 #pragma once
 
-#include "icm_loss_sums.h"
+#include "icm_loss_class_sums.h"
 
 namespace icm {
-
-// Factors of the gradient: alpha and beta hold the incoming gradient divided by the sums, own_loss what the target
-// subtracts; the logits' gradient is theirs times `multiplier`.
-template <typename acc_t>
-struct GradientFactors {
-  const acc_t *alpha, *own_loss;  // (rows,)
-  const acc_t* beta;              // of each entry of the plan: that of its column
-  acc_t multiplier;
-  bool class_axis, pair_axis;
-};
 
 struct GradientOutput {
   void* dlogits;  // (rows, classes) contiguous
@@ -57,11 +40,16 @@ __device__ __forceinline__ acc_t load_logit(const Logits& logits, int64_t at) {
 // Entries of a class, of both roles, that a lane adds up at least before others help it. A guess.
 inline constexpr int kLeastShare = 8;
 
-// What one lane knows of its rows.
-template <typename TileType>
-struct LaneOfGradient {
-  typename TileType::PerRowOfLane alpha, weight;
-  typename TileType::PerRowOfLane offset, shift;  // of a repaired batch; the offset of a raw tile too
+// How the classes and their entries are divided. Sides of a warp that work together on one class (1 << together of
+// them) wait less for each other than on classes of their own, if these are long; and where there are fewer groups
+// of 32 classes than warps, several warps each add up a part of every class.
+struct Split {
+  int together = 0, parts = 1;
+  __device__ __forceinline__ Split(int32_t used, int32_t entries, int sides) {
+    const int groups = (used + kWarp - 1) / kWarp;
+    while (2 * parts * groups <= warp_count()) parts *= 2;
+    while ((1 << together) < sides && (int64_t(used) * parts << together) * kLeastShare < entries) ++together;
+  }
 };
 
 template <typename TileType>
@@ -72,108 +60,9 @@ struct GradientTile {
 
   const Logits& logits;
   const Plan<acc_t>& plan;
-  const LogSum<acc_t>& sums;
   const GradientFactors<acc_t>& factors;
   const TileType& tile;
-  acc_t sigma;
-
-  // How the classes and their entries are divided. Sides of a warp that work together on one class wait less for each
-  // other than on classes of their own, if these are long; and where there are fewer groups of 32 classes than
-  // warps, several warps each add up a part of every class.
-  struct Split {
-    int together = 1, parts = 1;
-    __device__ __forceinline__ Split(int32_t used, int32_t entries) {
-      const int groups = (used + kWarp - 1) / kWarp;
-      while (2 * parts * groups <= warp_count()) parts *= 2;
-      while (together < TileType::sides && int64_t(used) * parts * together * kLeastShare < entries)
-        together *= 2;
-    }
-  };
-
-  // dZ of the columns of a class, none of which this lane's rows own, for a tile of T or of factors.
-  struct Shared {
-    LaneScores<TileType> scores;
-    Rows self, self_as_b;
-
-    __device__ __forceinline__ Shared(const GradientTile& g, const LaneOfGradient<TileType>& rows,
-                                      int32_t slot)
-        : scores{g.tile, rows.offset, g.sigma}, self(scores[slot]), self_as_b() {
-      if constexpr (TileType::factored) self_as_b = scores[g.tile.as_partner(slot)];
-    }
-    // The score by the expression of the sums, whichever class is self: a rounding apart, float64 would lose digits.
-    template <bool kIsB>
-    __device__ __forceinline__ Rows dz(const GradientTile& g, const LaneOfGradient<TileType>& rows,
-                                       const Entry<acc_t>& entry, int32_t k) const {
-      const acc_t w_a = entry.w_a, w_b = partner_weight(w_a), beta = g.factors.beta[k];
-      const int32_t other = int32_t(entry.other);
-      Rows e;
-      if constexpr (!TileType::factored)
-        e = kIsB ? scores.exponential(w_a, scores[other], w_b, self)
-                 : scores.exponential(w_a, self, w_b, scores[other]);
-      else if constexpr (kIsB)
-        e = scores.product(scores[other], self_as_b);
-      else
-        e = scores.product(self, w_b == acc_t(0) ? self_as_b : scores[g.tile.as_partner(other)]);
-#pragma unroll
-      for (int p = 0; p < kPack; ++p)
-        e.of[p] *= fused_multiply_add(rows.weight.of[p], beta, rows.alpha.of[p]);
-      return e;
-    }
-  };
-  // The same for a repaired batch, whose tile holds logits: every score by the expression of the repair, from whose
-  // results it is subtracted. An axis that is not asked for is left out: 0 times its exponential may be NaN.
-  struct Repaired {
-    __device__ __forceinline__ Repaired(const GradientTile&, const LaneOfGradient<TileType>&, int32_t) {}
-    template <bool kIsB>
-    __device__ __forceinline__ Rows dz(const GradientTile& g, const LaneOfGradient<TileType>& rows,
-                                       const Entry<acc_t>&, int32_t k) const {
-      const int32_t j = g.plan.owners[k];
-      const Column<acc_t> column = g.plan.columns[j];
-      const acc_t beta = g.factors.beta[k];
-      Rows sum;
-#pragma unroll
-      for (int p = 0; p < kPack; ++p) {
-        const int row = lane_row<TileType>() * kPack + p;
-        sum.of[p] = 0;
-        if (g.factors.class_axis) {
-          const acc_t x = distance_score(g.tile, column, row, rows.offset.of[p]);
-          sum.of[p] += exp2_flushed((x - rows.shift.of[p]) * g.sigma) * rows.alpha.of[p];
-        }
-        if (g.factors.pair_axis && beta != acc_t(0)) {
-          const acc_t y = distance_score(g.tile, column, row, g.sums.offset[0]);
-          sum.of[p] += exp2_flushed((y - g.sums.shift[j]) * g.sigma) * beta;
-        }
-      }
-      return sum;
-    }
-  };
-
-  // Adds every step-th of the entries [k, end) of a class in one role.
-  template <bool kIsB, typename DScore>
-  __device__ __forceinline__ void add_entries(const DScore& dscore, const LaneOfGradient<TileType>& rows,
-                                              int32_t k, int32_t end, int32_t step, Rows& sum) const {
-#pragma unroll 4
-    for (; k < end; k += step) {
-      const Entry<acc_t> entry = plan.entries[k];
-      const Rows dz = dscore.template dz<kIsB>(*this, rows, entry, k);
-      const acc_t w_self = kIsB ? partner_weight(entry.w_a) : entry.w_a;
-#pragma unroll
-      for (int p = 0; p < kPack; ++p) sum.of[p] = fused_multiply_add(w_self, dz.of[p], sum.of[p]);
-    }
-  }
-
-  // This lane's share of a class's sum.
-  template <typename DScore>
-  __device__ __forceinline__ Rows of_class(const LaneOfGradient<TileType>& rows, int32_t slot, int32_t share,
-                                           int32_t shares) const {
-    const DScore dscore(*this, rows, slot);
-    const int32_t first = plan.first[2 * slot], middle = plan.first[2 * slot + 1],
-                  end = plan.first[2 * slot + 2];
-    Rows sum = for_rows<TileType>([](int) { return acc_t(0); });
-    add_entries<false>(dscore, rows, first + share, middle, shares, sum);
-    add_entries<true>(dscore, rows, middle + share, end, shares, sum);
-    return sum;
-  }
+  const ClassSums<TileType> classes;
 
   // What the target subtracts: from the classes of each row's own column. Every lane has a row.
   __device__ __forceinline__ void subtract_target(acc_t* staging, int32_t slot0, int64_t row0,
@@ -214,40 +103,39 @@ struct GradientTile {
   }
 
   // Fills a warp's staging with the sums of 32 slots, or with its part of them.
-  template <typename DScore>
+  template <typename Terms>
   __device__ __forceinline__ void add_up(const LaneOfGradient<TileType>& rows, const Split& split,
                                          acc_t* staging, int32_t slot0, int part) const {
-    const int side = lane_side<TileType>(), apart = TileType::sides / split.together;
+    const int group = lane_side<TileType>() >> split.together, shares = split.parts << split.together;
+    const int side_of_group = lane_side<TileType>() - (group << split.together),
+              share = (part << split.together) + side_of_group;
 #pragma unroll 1
-    for (int k0 = 0; k0 < kWarp; k0 += apart) {
-      const int k = k0 + side / split.together;
+    for (int k0 = 0; k0 < kWarp; k0 += TileType::sides >> split.together) {
+      const int k = k0 + group;
       Rows sum = for_rows<TileType>([](int) { return acc_t(0); });
-      if (slot0 + k < tile.used)
-        sum = of_class<DScore>(rows, slot0 + k, part * split.together + side % split.together,
-                               split.parts * split.together);
+      if (slot0 + k < tile.used) sum = classes.template of_class<Terms>(rows, slot0 + k, share, shares);
 #pragma unroll
       for (int p = 0; p < kPack; ++p) {
-        for (int width = TileType::lanes; width < TileType::lanes * split.together; width *= 2)
+        for (int width = TileType::lanes; width < TileType::lanes << split.together; width *= 2)
           sum.of[p] += shuffle_xor(sum.of[p], width);
-        if (side % split.together == 0)
-          staging[(lane_row<TileType>() * kPack + p) * (kWarp + 1) + k] = sum.of[p];
+        if (side_of_group == 0) staging[(lane_row<TileType>() * kPack + p) * (kWarp + 1) + k] = sum.of[p];
       }
     }
     sync_warp();
   }
 
-  template <typename DScore>
+  template <typename Terms>
   __device__ void run(const LaneOfGradient<TileType>& rows, const GradientOutput& out, acc_t* staging,
                       int64_t row0, int valid, double* dscale) const {
     constexpr int kStaging = TileType::rows * (kWarp + 1);
-    const Split split(tile.used, plan.first[2 * tile.used]);
+    const Split split(tile.used, classes.last + 1, TileType::sides);
     const int warps = warp_count(), warp = warp_index();
     const int at_once = warps / split.parts, part = warp / at_once;
     for (int group0 = 0; group0 * kWarp < tile.used; group0 += at_once) {
       const int32_t slot0 = (group0 + warp % at_once) * kWarp;
       const bool takes_part = part < split.parts && slot0 < tile.used;
       acc_t* own = staging + warp * kStaging;
-      if (takes_part) add_up<DScore>(rows, split, own, slot0, part);
+      if (takes_part) add_up<Terms>(rows, split, own, slot0, part);
       if (split.parts > 1) {
         sync_block();
         acc_t* first = staging + warp % at_once * kStaging;
@@ -287,11 +175,13 @@ __device__ void gradient_of_tile(const Logits& logits, const Plan<typename TileT
     return for_rows<TileType>([&](int row) { return values[row0 + (row < valid ? row : 0)]; });
   };
   const LaneOfGradient<TileType> lane{of(factors.alpha), of(rows.weight), of(rows.offset), of(rows.shift)};
-  const GradientTile<TileType> gradient{logits, plan, sums, factors, tile, sigma};
+  using Classes = ClassSums<TileType>;
+  const Classes classes{plan, sums, factors, tile, sigma, plan.first[2 * tile.used] - 1};
+  const GradientTile<TileType> gradient{logits, plan, factors, tile, classes};
   if (repaired)
-    gradient.template run<typename GradientTile<TileType>::Repaired>(lane, out, staging, row0, valid, dscale);
+    gradient.template run<typename Classes::Repaired>(lane, out, staging, row0, valid, dscale);
   else
-    gradient.template run<typename GradientTile<TileType>::Shared>(lane, out, staging, row0, valid, dscale);
+    gradient.template run<typename Classes::Shared>(lane, out, staging, row0, valid, dscale);
 }
 
 }  // namespace icm

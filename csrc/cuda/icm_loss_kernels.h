@@ -207,7 +207,7 @@ __device__ acc_t gradient_unit(const Backward<acc_t>& b, acc_t* scratch) {
   look_at(b.grad_column, b.columns);
   combine_warps<1>(PerRow<acc_t, 1>{largest}, scratch, scratch + warp_count(), Larger());
   largest = scratch[warp_count()];
-  constexpr acc_t everyday = acc_t(1 << 20);
+  constexpr acc_t everyday = acc_t(1 << 10);
   constexpr auto fraction = sizeof(acc_t) == 4 ? (uint64_t(1) << 23) - 1 : (uint64_t(1) << 52) - 1;
   const auto bits = to_bits(largest);
   return largest <= everyday ? acc_t(1)

@@ -17,7 +17,7 @@ inline constexpr int64_t kMostClassesInside = 4096;
 // Blocks of a portable cluster.
 inline constexpr int kClusterBlocks = 8;
 
-// Columns from which the exponentials of a batch with one lam are factored: below, they are not what takes the time.
+// Columns from which the exponentials of a batch with one lam are factored.
 inline constexpr int64_t kLeastFactored = 1025;
 
 // How a pass is divided: rows in a tile, whether the tile fits in shared memory, whether the blocks are one cluster,
@@ -44,8 +44,7 @@ void with_tile(const Division& division, LogitType type, const Body& body) {
     };
     if (division.raw && type == LogitType::kBFloat16) return raw(bfloat16());
     if (division.raw) return raw(float16());
-    if (division.factored && division.rows == 32) return body(TileChoice<Tile<acc_t, 32, true>, true>());
-    if (division.factored) return body(TileChoice<Tile<acc_t, 16, true>, true>());
+    if (division.factored) return body(TileChoice<Tile<acc_t, 32, true>, true>());
     if (division.rows == 32) return body(TileChoice<Tile<acc_t, 32>, true>());
   }
   if (division.rows == 8) return body(TileChoice<Tile<acc_t, 8>, true>());
@@ -73,18 +72,19 @@ size_t gradient_shared_bytes(int64_t columns, int64_t classes) {
   return arena.bytes();
 }
 
-// What a tile costs, in units of a row of 32 that are worked on at once. Estimates, no GPU has been asked. Fewer rows
+// What a tile costs, in units of a row of 32 that are worked on at once. Estimates, no GPU has been asked: instructions,
+// exponentials and wavefronts of shared memory of both passes' inner loops, counted in the code for sm_90. Fewer rows
 // make a lane's neighbours take other classes, whose words share banks; and whatever a column costs beside its rows,
-// 24 bytes through the second-level cache, is shared by fewer.
+// some 24 bytes through the second-level cache, is shared by fewer. Factors take no exponential per column, but the
+// loop is bound by shared memory about as much: tiles of 16 rows, for twice the classes, would cost more than 1.
 struct TileCost {
   Division division;
   double per_row, fixed;
 };
 inline constexpr TileCost kTileCosts[] = {
-    {{32, true, false, false, false}, 1.0, 6.0}, {{8, true, false, false, false}, 1.2, 6.0},
-    {{2, true, false, false, false}, 4.0, 6.0},  {{32, true, false, true, false}, 0.7, 7.0},
-    {{16, true, false, true, false}, 0.9, 7.0},  {{8, true, false, false, true}, 1.1, 6.0},
-    {{4, true, false, false, true}, 2.0, 6.0},
+    {{32, true, false, false, false}, 1.0, 6.0}, {{8, true, false, false, false}, 1.7, 6.0},
+    {{2, true, false, false, false}, 4.6, 6.0},  {{32, true, false, true, false}, 0.8, 7.0},
+    {{8, true, false, false, true}, 1.5, 6.0},   {{4, true, false, false, true}, 2.3, 6.0},
 };
 
 // What decides on a division.
@@ -93,29 +93,20 @@ struct Problem {
   LogitType type;
   bool one_lam;
   bool is_16_bit() const { return type == LogitType::kBFloat16 || type == LogitType::kFloat16; }
+  // Below some columns the exponentials are not what takes the time.
+  bool is_factored() const { return one_lam && columns >= kLeastFactored; }
 };
-
-template <typename acc_t>
-bool is_factored(const Problem& problem, const DeviceLimits& limits) {
-  if (sizeof(acc_t) == 8 || !problem.one_lam || problem.columns < kLeastFactored) return false;
-  using Smallest = TileChoice<Tile<acc_t, 16, true>, true>;
-  ForwardRun run{};
-  run.workers = limits.multiprocessors;
-  return std::max(forward_shared_bytes<Smallest, GridGroup>(run, problem.columns, problem.classes),
-                  gradient_shared_bytes<Smallest>(problem.columns, problem.classes)) <=
-         size_t(limits.shared_bytes);
-}
 
 // The division that is done first, of those that fit. `bytes(division)` is the shared memory that one needs.
 template <typename acc_t, typename Bytes>
 Division divide(const Problem& problem, const DeviceLimits& limits, const Bytes& bytes) {
-  const bool factored = is_factored<acc_t>(problem, limits);
   Division best{2, false, false, false, false};
   double least = std::numeric_limits<double>::infinity();
   for (const TileCost& cost : kTileCosts) {
     const int tile_rows = cost.division.rows;
-    if (cost.division.factored != factored || (sizeof(acc_t) == 8 && tile_rows == 32)) continue;
-    if (cost.division.raw && !problem.is_16_bit()) continue;
+    if (sizeof(acc_t) == 8 && tile_rows == 32) continue;
+    if ((cost.division.factored && !problem.is_factored()) || (cost.division.raw && !problem.is_16_bit()))
+      continue;
     if (bytes(cost.division) > size_t(limits.shared_bytes)) continue;
     const int64_t tiles = (problem.rows + tile_rows - 1) / tile_rows,
                   workers = std::max(1, limits.multiprocessors - 1);

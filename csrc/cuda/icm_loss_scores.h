@@ -44,10 +44,17 @@ struct LaneScores {
   const TileType& tile;
   Rows offset;  // of a raw tile only
   acc_t sigma;
+  const typename TileType::stored* own;
+
+  __device__ __forceinline__ LaneScores(const TileType& of, const Rows& offsets, acc_t factor)
+      : tile(of), offset(offsets), sigma(factor), own(of.lane(lane_row<TileType>())) {}
 
   // T, or the factor, of a class.
   __device__ __forceinline__ Rows operator[](int32_t slot) const {
-    const typename TileType::Stored stored = tile.pack_at(slot, lane_row<TileType>());
+    using Stored = typename TileType::Stored;
+    // In bytes: the compiler multiplies by the size of an element a second time otherwise.
+    constexpr int32_t apart = TileType::stride * int(sizeof(typename TileType::stored));
+    const Stored stored = *reinterpret_cast<const Stored*>(reinterpret_cast<const char*>(own) + slot * apart);
     Rows t;
 #pragma unroll
     for (int p = 0; p < TileType::pack; ++p) t.of[p] = t_from(tile, stored.of[p], slot, offset.of[p], sigma);
@@ -142,8 +149,8 @@ __device__ void combine_warps(const PerRow<acc_t, kPack>& values, acc_t* scratch
   sync_block();
 }
 
-// Exponentials of a block of 32 columns: adds them to this lane's rows and side; returns the sum of lane_column() over
-// the tile's rows, weighted by w.
+// Exponentials of a block of 32 columns, of which `columns` is this side's first: adds them to this lane's rows; returns
+// the sum of lane_column() over the tile's rows, weighted by w.
 template <typename TileType>
 __device__ __forceinline__ typename TileType::acc sum_block(const LaneScores<TileType>& scores,
                                                             const Column<typename TileType::acc>* columns,
@@ -153,7 +160,8 @@ __device__ __forceinline__ typename TileType::acc sum_block(const LaneScores<Til
   acc_t weighted[TileType::lanes];
 #pragma unroll
   for (int step = 0; step < TileType::lanes; ++step) {
-    const auto e = scores.exponential(columns[step * TileType::sides + lane_side<TileType>()]);
+    const Column<acc_t> column = columns[step * TileType::sides];
+    const auto e = scores.exponential(column);
     weighted[step] = w.of[0] * e.of[0];
 #pragma unroll
     for (int p = 1; p < TileType::pack; ++p)

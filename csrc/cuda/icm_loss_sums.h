@@ -99,13 +99,14 @@ __device__ bool sum_tile(const Forward<typename TileType::acc>& f, const TileTyp
     return row < valid ? exp2_flushed((shared.offset[row] - block_offset) * sigma) : acc_t(0);
   };
   const auto w = for_rows<TileType>(weight_of);
-  const LaneScores<TileType> scores{tile, for_rows<TileType>([&](int row) { return shared.offset[row]; }),
-                                    sigma};
+  const LaneScores<TileType> scores(tile, for_rows<TileType>([&](int row) { return shared.offset[row]; }),
+                                    sigma);
   auto row_sums = for_rows<TileType>([](int) { return acc_t(0); });
+  const Column<acc_t>* columns = f.plan.columns + lane_side<TileType>();
+  acc_t* sums = partial + lane_column<TileType>();
   for_each_block(count, [&](int64_t j0) {
-    const acc_t column = sum_block(scores, f.plan.columns + j0, w, row_sums);
-    acc_t& sum = partial[j0 + lane_column<TileType>()];
-    sum = first ? column : sum + column;
+    const acc_t column = sum_block(scores, columns + j0, w, row_sums);
+    sums[j0] = first ? column : sums[j0] + column;
   });
   combine_warps<TileType::lanes>(row_sums, shared.row_scratch, shared.row, Add());
   bool untrusted = false;

@@ -34,9 +34,8 @@ struct Tile {
     return (kFactored ? 2 : 1) * (slots + kExtraSlots) * stride;
   }
   __device__ __forceinline__ stored_t& at(int32_t slot, int row) const { return values[slot * stride + row]; }
-  __device__ __forceinline__ Stored& pack_at(int32_t slot, int lane_row) const {
-    return *reinterpret_cast<Stored*>(values + slot * stride + lane_row * pack);
-  }
+  // Of a lane's rows of slot 0; those of other slots are `stride` numbers apart.
+  __device__ __forceinline__ stored_t* lane(int lane_row) const { return values + lane_row * pack; }
   // The factors of a class in role b lie behind those in role a.
   __device__ __forceinline__ int32_t as_partner(int32_t slot) const { return used + kExtraSlots + slot; }
 };
@@ -100,6 +99,7 @@ __device__ void load_rows_as(const Logits& logits, typename TileType::acc sign, 
   for (int item = warp_index(); item < TileType::lanes * parts; item += warp_count()) {
     const int part = item / TileType::lanes, first_row = item % TileType::lanes * kPack;
     const int32_t end = (part + 1) * range < tile.used ? (part + 1) * range : tile.used;
+    typename TileType::stored* to = tile.lane(item % TileType::lanes);
     PerRow<acc_t, kPack> largest;
 #pragma unroll
     for (int p = 0; p < kPack; ++p) largest.of[p] = -largest_finite<acc_t>();
@@ -126,7 +126,7 @@ __device__ void load_rows_as(const Logits& logits, typename TileType::acc sign, 
           from_acc(value, &stored.of[p]);  // exact: it came in this type
           if (value > largest.of[p] && value < infinity<acc_t>()) largest.of[p] = value;
         }
-        tile.pack_at(slot, item % TileType::lanes) = stored;
+        *reinterpret_cast<typename TileType::Stored*>(to + slot * TileType::stride) = stored;
       }
     }
 #pragma unroll
