@@ -91,10 +91,10 @@ ForwardTensors new_forward_tensors(const Tensor& logits, ScalarType acc, int64_t
                                    Reduction reduction) {
   const int64_t rows = logits.size(0);
   const bool none = reduction == Reduction::kNone;
-  return {none ? new_like(logits, {rows}, acc) : new_like(logits, {}, acc),
-          none ? new_like(logits, {2, rows}, acc) : new_like(logits, {2}, acc),
-          new_like(logits, {4, rows}, acc), new_like(logits, {3, columns}, acc),
-          new_like(logits, {plan_words(columns)}, ScalarType::Int)};
+  return {none ? new_contiguous({rows}, acc, logits) : new_contiguous({}, acc, logits),
+          none ? new_contiguous({2, rows}, acc, logits) : new_contiguous({2}, acc, logits),
+          new_contiguous({4, rows}, acc, logits), new_contiguous({3, columns}, acc, logits),
+          new_contiguous({plan_words(columns)}, ScalarType::Int, logits)};
 }
 
 // Memory for the length of a call: take(arena) is called twice, once to count.
@@ -102,7 +102,7 @@ template <typename Take>
 Tensor allocate(const Tensor& like, const Take& take) {
   Arena counted(nullptr);
   take(counted);
-  const Tensor memory = new_like(like, {int64_t(counted.bytes())}, ScalarType::Byte);
+  const Tensor memory = new_contiguous({int64_t(counted.bytes())}, ScalarType::Byte, like);
   Arena arena(data<unsigned char>(memory));
   take(arena);
   return memory;
@@ -216,8 +216,8 @@ Gradients backward(const char* op, const Tensor& grad_row, const Tensor& grad_co
                   op, ": expected the plan that icm_loss_fwd returned");
   check_device<OnDevice>(op, {&grad_row, &grad_column});
   const DeviceScope device(op, logits);
-  const Gradients to{new_like(logits, {from.rows, from.classes}, logits.scalar_type()),
-                     new_like(logits, {}, kAccType<acc_t>)};
+  const Gradients to{new_contiguous({from.rows, from.classes}, logits.scalar_type(), logits),
+                     new_contiguous({}, kAccType<acc_t>, logits)};
   if (from.rows == 0) {
     torch::stable::fill_(to.dscale, 0.0);
     return to;
@@ -238,8 +238,9 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const char* op, const Tenso
   const Logits from = logits_of(op, logits, labels.count, diagonal, std::nullopt);
   STD_TORCH_CHECK(reduction != Reduction::kNone, op, ": expected a loss that is reduced");
   const DeviceScope device(op, logits);
-  const Tensor loss = new_like(logits, {}, kAccType<acc_t>), terms = new_like(logits, {2}, kAccType<acc_t>),
-               dlogits = new_like(logits, {from.rows, from.classes}, kAccType<acc_t>);
+  const Tensor loss = new_contiguous({}, kAccType<acc_t>, logits),
+               terms = new_contiguous({2}, kAccType<acc_t>, logits),
+               dlogits = new_contiguous({from.rows, from.classes}, kAccType<acc_t>, logits);
   if (from.rows == 0) {
     fill_empty(loss, terms, reduction);
     return {loss, terms, dlogits};
@@ -258,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_gradient(const char* op, const Tenso
   run_forward(device, from, labels, *statistics, scratch, loss, terms, axes, reduction, choice,
               one_launch ? &dlogits : nullptr);
   if (!one_launch) {
-    const Tensor one = new_like(logits, {}, kAccType<acc_t>);
+    const Tensor one = new_contiguous({}, kAccType<acc_t>, logits);
     torch::stable::fill_(one, 1.0);
     const FloatVector grad = float_vector(op, "grad", one, 1);
     run_backward(device, from, labels, *statistics, grad, grad, axes, reduction, dlogits, false, dscale);

@@ -2,9 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <limits>
-#include <mutex>
 
 #include "icm_loss_kernels.h"
 #include "runtime.h"
@@ -138,21 +136,6 @@ size_t shared_bytes_of(const Division& division, const ForwardRun& run, const Pr
   return bytes;
 }
 
-// Whether a cluster of one-block processors can be had: the device has them, this build has code for them, and the part
-// of the device that is ours is large enough.
-inline bool clusters_fit(const DeviceScope& device, const DeviceLimits& limits) {
-  static std::mutex mutex;
-  static std::array<int, 64> known{};  // 0: not asked yet
-  const std::lock_guard<std::mutex> lock(mutex);
-  int& answer = known[size_t(device.index() < 0 ? 0 : device.index()) % known.size()];
-  if (answer == 0) {
-    const Launch largest{kClusterBlocks, kThreads, size_t(limits.shared_bytes), kClusterBlocks};
-    answer =
-        resident_clusters(largest, icm_loss_forward_kernel<Tile<float, 32>, ClusterGroup, true>) > 0 ? 1 : -1;
-  }
-  return answer > 0;
-}
-
 template <typename acc_t>
 ForwardChoice choose_forward(const Problem& problem, const DeviceScope& device) {
   const DeviceLimits limits = device.limits();
@@ -168,10 +151,12 @@ ForwardChoice choose_forward(const Problem& problem, const DeviceScope& device) 
     choice.shared_bytes = bytes_of(division);
   };
   if constexpr (sizeof(acc_t) == 4) {
+    static PerDevice<bool> clusters;
+    const Launch largest{kClusterBlocks, kThreads, size_t(limits.shared_bytes), kClusterBlocks};
     settle({32, true, true, false, false});
-    if (limits.has_clusters && choice.run.plans_inside && choice.blocks() <= kClusterBlocks &&
+    if (choice.run.plans_inside && choice.blocks() <= kClusterBlocks &&
         choice.run.workers == choice.run.tiles && choice.shared_bytes <= size_t(limits.shared_bytes) &&
-        clusters_fit(device, limits))
+        clusters_fit(clusters, device, largest, icm_loss_forward_kernel<Tile<float, 32>, ClusterGroup, true>))
       return choice;
   }
   choice.run.workers = limits.multiprocessors;  // at most; a part of the shared memory grows with it

@@ -152,20 +152,6 @@ struct RowDivision {
   bool is_cluster;  // or a single block
 };
 
-// Whether the largest cluster can be had: the device has them, this build has code for them, and the part of the
-// device that is ours is large enough. Asked once for each device.
-template <typename Rows>
-bool row_clusters_fit(const DeviceScope& scope) {
-  static std::mutex mutex;
-  static std::array<int, 64> known{};  // 0: not asked yet
-  const std::lock_guard<std::mutex> lock(mutex);
-  int& answer = known[size_t(scope.index() < 0 ? 0 : scope.index()) % known.size()];
-  const Launch largest{kMostClusterBlocks, kMostRowThreads, row_shared_bytes<Rows>(kMostRowThreads),
-                       kMostClusterBlocks};
-  if (answer == 0) answer = resident_clusters(largest, row_loss_kernel<Rows>) > 0 ? 1 : -1;
-  return answer > 0;
-}
-
 template <typename scalar_t>
 RowDivision divide_rows(int64_t rows, int64_t classes, int multiprocessors, bool has_clusters) {
   using H = Held<scalar_t>;
@@ -197,9 +183,12 @@ template <typename Rows>
 void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& given) {
   using scalar_t = typename Rows::scalar_t;
   using acc_t = acc_type<scalar_t>;
-  const DeviceLimits limits = scope.limits();
-  const RowDivision division = divide_rows<scalar_t>(rows.rows, rows.classes, limits.multiprocessors,
-                                                     limits.has_clusters && row_clusters_fit<Rows>(scope));
+  static PerDevice<bool> clusters;
+  const Launch largest{kMostClusterBlocks, kMostRowThreads, row_shared_bytes<Rows>(kMostRowThreads),
+                       kMostClusterBlocks};
+  const RowDivision division =
+      divide_rows<scalar_t>(rows.rows, rows.classes, scope.limits().multiprocessors,
+                            clusters_fit(clusters, scope, largest, row_loss_kernel<Rows>));
   RowLossOutput<acc_t> out{data<acc_t>(given.loss), row_stats_of<acc_t>(given.stats), rows.rows,
                            given.reduction, nullptr};
   Launch how{division.blocks, division.threads, row_shared_bytes<Rows>(division.threads)};

@@ -8,11 +8,29 @@
 
 #include <array>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "device.h"
 
 namespace icm {
+
+// What is asked of each device once.
+template <typename T>
+class PerDevice {
+ public:
+  template <typename Ask>
+  T get(int32_t device_index, const Ask& ask) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::optional<T>& known = known_[size_t(device_index < 0 ? 0 : device_index) % known_.size()];
+    if (!known.has_value()) known = ask();
+    return *known;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::array<std::optional<T>, 64> known_{};
+};
 
 #if defined(ICM_SIMT_EMULATION)
 
@@ -51,18 +69,13 @@ inline cudaStream_t current_stream(int32_t device_index) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Queried once for each device.
 inline DeviceLimits limits_of(int32_t device_index) {
-  static std::mutex mutex;
-  static std::array<std::pair<bool, DeviceLimits>, 64> known{};
-  const size_t slot = size_t(device_index < 0 ? 0 : device_index) % known.size();
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (!known[slot].first) {
+  static PerDevice<DeviceLimits> known;
+  return known.get(device_index, [&] {
     const DeviceLimits limits = query_device_limits(device_index);
     STD_TORCH_CHECK(limits.multiprocessors > 0, "icm_fast: CUDA device ", device_index, " does not answer");
-    known[slot] = {true, limits};
-  }
-  return known[slot].second;
+    return limits;
+  });
 }
 
 using torch::stable::accelerator::DeviceGuard;
@@ -92,5 +105,14 @@ class DeviceScope {
   DeviceGuard guard_;
   cudaStream_t stream_;
 };
+
+// Whether a kernel's largest cluster can be had: the device has them, this build has code for them, and the part of the
+// device that is ours is large enough. `known`: one for each kernel.
+template <typename... Parameters>
+bool clusters_fit(PerDevice<bool>& known, const DeviceScope& device, const Launch& largest,
+                  void (*kernel)(Parameters...)) {
+  return device.limits().has_clusters &&
+         known.get(device.index(), [&] { return resident_clusters(largest, kernel) > 0; });
+}
 
 }  // namespace icm

@@ -19,8 +19,10 @@ from icm_fast.testing.scales import EXPONENTS, rounds
 from .conftest import Covers
 from .problems import Kernel, of
 
-# (B, C, type). B * B, B * C and C * 4 bytes pass 2**31 or 2**32; 70001 and 65537 pass the largest second grid axis.
+# (B, C, type). B * B, B * C and C * 4 bytes pass 2**31 or 2**32; 70001 and 65537 pass the largest second grid axis; of
+# 21841 classes only few rows fit in a block's memory, of 33000 none.
 SIZES = (
+    (12000, 21841, torch.bfloat16),
     (65536, 1000, torch.float32),
     (512, 1_000_000, torch.float32),
     (65537, 33000, torch.bfloat16),
