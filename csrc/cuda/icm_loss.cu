@@ -1,10 +1,10 @@
 // Operators icm_loss_fwd, icm_loss_bwd and icm_loss_grad on CUDA: checks, outputs and scratch. Division into blocks:
-// icm_loss_launch.h; kernels: icm_loss_kernels.h; equations: ../icm_math.h.
+// icm_loss/launch.h; kernels: icm_loss/kernels.h; equations: ../icm_math.h.
 //
 // Values are read on the device only: an invalid target gives NaN, and is never used as an index. All memory comes
 // from torch's allocator, nothing waits for the device, and every order of summation is fixed by the shapes and the
 // device: the same bits from run to run.
-#include "icm_loss_launch.h"
+#include "icm_loss/launch.h"
 #include "loss_tensors.h"
 
 namespace icm {

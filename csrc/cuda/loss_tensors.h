@@ -5,7 +5,7 @@
 
 #include "../loss_tensors.h"
 #include "device_tensors.h"
-#include "icm_loss_problem.h"
+#include "icm_loss/problem.h"
 
 namespace icm {
 

@@ -131,7 +131,7 @@ define(
     "-> (Tensor loss, Tensor terms, Tensor dlogits)",
     _fake_loss_and_gradient,
 )
-# Columns and classes up to which the CUDA backend takes it: csrc/cuda/icm_loss_launch.h. Beyond them the gradient
+# Columns and classes up to which the CUDA backend takes it: csrc/cuda/icm_loss/launch.h. Beyond them the gradient
 # would be a launch of its own as well, and be kept in float32 until the backward pass.
 MOST_COLUMNS_OF_ONE_LAUNCH = 1024
 MOST_CLASSES_OF_ONE_LAUNCH = 4096

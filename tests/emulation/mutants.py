@@ -27,11 +27,12 @@ LAYER = ("device.h", "runtime.h")  # defines them
 
 
 def included(path: Path) -> set[Path]:
-    """A source and the headers beside it that it needs."""
+    """A source and the headers of this backend that it needs."""
     found = {path}
-    for name in re.findall(r'^#include "(\w+\.h)"', path.read_text(), re.MULTILINE):
-        if name not in LAYER and (path.parent / name).exists():
-            found |= included(path.parent / name)
+    for name in re.findall(r'^#include "([\w/.]+\.h)"', path.read_text(), re.MULTILINE):
+        header = (path.parent / name).resolve()
+        if "cuda" in header.parts and header.name not in LAYER and header.exists():
+            found |= included(header)
     return found
 
 

@@ -1,11 +1,11 @@
 // Scores and exponentials read from a tile, and their reduction over the rows and columns that the lanes of a warp
-// stand for (equations: ../icm_math.h).
+// stand for (equations: ../../icm_math.h).
 //
 // A block of 32 columns takes `lanes` steps; the sums over rows of its 32 columns then come out of lanes - 1 shuffles,
 // one column to each lane.
 #pragma once
 
-#include "icm_loss_tile.h"
+#include "tile.h"
 
 namespace icm {
 

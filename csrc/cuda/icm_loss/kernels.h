@@ -1,9 +1,9 @@
-// The kernels of the loss, put together from the passes. Which one runs with how many blocks: icm_loss_launch.h.
+// The kernels of the loss, put together from the passes. Which one runs with how many blocks: launch.h.
 #pragma once
 
-#include "icm_loss_gradient.h"
-#include "icm_loss_plan.h"
-#include "icm_loss_repair.h"
+#include "gradient.h"
+#include "plan.h"
+#include "repair.h"
 
 namespace icm {
 

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "icm_loss_kernels.h"
-#include "runtime.h"
+#include "../runtime.h"
+#include "kernels.h"
 
 namespace icm {
 

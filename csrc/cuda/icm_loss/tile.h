@@ -5,7 +5,7 @@
 // A quarter of a warp reads 128 bytes at once: with 32 rows one slot, free of conflicts whichever it is.
 #pragma once
 
-#include "icm_loss_problem.h"
+#include "problem.h"
 
 namespace icm {
 
@@ -177,7 +177,7 @@ __device__ void load_tile(const Logits& logits, typename TileType::acc sign, con
   sync_block();
 }
 
-// T = (S - M) * sigma in place: subtract first (icm_math.h). Ends with a barrier.
+// T = (S - M) * sigma in place: subtract first (../../icm_math.h). Ends with a barrier.
 template <typename TileType>
 __device__ void shift_tile(const TileType& tile, const typename TileType::acc* offset,
                            typename TileType::acc sigma) {

@@ -6,7 +6,7 @@
 // a column may need. The tiles hold logits; distances to the maximum are multiplied by sigma last.
 #pragma once
 
-#include "icm_loss_sums.h"
+#include "sums.h"
 
 namespace icm {
 

@@ -8,7 +8,7 @@
 // it. Here are the sums without what each image's own column subtracts.
 #pragma once
 
-#include "icm_loss_sums.h"
+#include "sums.h"
 
 namespace icm {
 

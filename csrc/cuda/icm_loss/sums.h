@@ -4,8 +4,8 @@
 // relative to an offset of its own. `Scratch` is global memory that no block shares until the group's next barrier.
 #pragma once
 
-#include "icm_loss_scores.h"
-#include "icm_loss_terms.h"
+#include "scores.h"
+#include "terms.h"
 
 namespace icm {
 

@@ -2,7 +2,7 @@
 // block, so that a small batch does it inside its only launch and a large one in a block beside the sums.
 #pragma once
 
-#include "icm_loss_problem.h"
+#include "problem.h"
 
 namespace icm {
 

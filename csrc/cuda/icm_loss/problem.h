@@ -1,13 +1,12 @@
 // What the kernels of the Infinite Class Mixup loss read and write, and how their memory is divided.
 //
 // Rows are images, columns are mixed classes; the matrix may be rectangular (csrc/cpu/kernels/icm_loss.h says the
-// same of the CPU). A tile holds the logits of a few rows for the used classes, [slot][row]: a lane is a row, so all
-// lanes of a column read neighbouring words (equations: ../icm_math.h).
+// same of the CPU). Kernels see a few rows at a time, in a tile (tile.h). Equations: ../../icm_math.h.
 #pragma once
 
-#include "../float_vector.h"
-#include "../mixed_labels.h"
-#include "scalar_types.h"
+#include "../../float_vector.h"
+#include "../../mixed_labels.h"
+#include "../scalar_types.h"
 
 namespace icm {
 

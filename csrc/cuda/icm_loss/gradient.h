@@ -1,7 +1,7 @@
 // The gradient of a tile of rows: its classes divided among the warps, staged, and written in whole rows.
 #pragma once
 
-#include "icm_loss_class_sums.h"
+#include "class_sums.h"
 
 namespace icm {
 

@@ -1,8 +1,8 @@
 // From sums to the loss: columns merged over the blocks' partial sums, terms of rows and columns, reductions.
 #pragma once
 
-#include "../softmax_math.h"
-#include "icm_loss_problem.h"
+#include "../../softmax_math.h"
+#include "problem.h"
 
 namespace icm {
 
