@@ -33,6 +33,8 @@ __device__ __forceinline__ int32_t block_prefix(int32_t value, int32_t* scratch,
 }
 
 inline constexpr int kPrefixScratch = 33;
+// Columns that a thread reads before it writes: one block, alone on the device, waits for memory most of the time.
+inline constexpr int kReadAhead = 4;
 
 // What a plan does not use is 0, so that equal targets have equal plans.
 __device__ __forceinline__ void clear(int32_t* begin, const int32_t* end) {
@@ -47,12 +49,21 @@ __device__ void plan_columns(const MixedLabels& labels, int64_t classes, const P
   for (int64_t c = self; c < classes; c += threads) slot_of[c] = 0;
   sync_block();
   bool bad = false;
-  for (int64_t j = self; j < count; j += threads) {
-    const MixedClass<acc_t> mixed = mixed_class<acc_t>(labels, j, classes);
-    bad |= !mixed.valid;
-    plan.columns[j] = {int32_t(mixed.a), int32_t(mixed.b), mixed.w_a, mixed.w_b};
-    slot_of[mixed.a] = 1;
-    slot_of[mixed.b] = 1;
+  for (int64_t first = self; first < count; first += kReadAhead * threads) {
+    MixedClass<acc_t> batch[kReadAhead];
+#pragma unroll
+    for (int k = 0; k < kReadAhead; ++k)
+      if (first + k * threads < count) batch[k] = mixed_class<acc_t>(labels, first + k * threads, classes);
+#pragma unroll
+    for (int k = 0; k < kReadAhead; ++k) {
+      const int64_t j = first + k * threads;
+      if (j >= count) continue;
+      const MixedClass<acc_t>& mixed = batch[k];
+      bad |= !mixed.valid;
+      plan.columns[j] = {int32_t(mixed.a), int32_t(mixed.b), mixed.w_a, mixed.w_b};
+      slot_of[mixed.a] = 1;
+      slot_of[mixed.b] = 1;
+    }
   }
   const bool invalid = any_in_block(bad);
   // A run of classes for each thread: a million classes in some sixty turns.
@@ -71,14 +82,23 @@ __device__ void plan_columns(const MixedLabels& labels, int64_t classes, const P
     used += total;
   }
   sync_block();
-  for (int64_t j = self; j < column_blocks(count) * kWarp; j += threads) {
-    if (j >= count) {
-      plan.columns[j] = {used + kPaddingSlot, used + kZeroSlot, acc_t(1), acc_t(0)};
-      continue;
+  for (int64_t first = self; first < column_blocks(count) * kWarp; first += kReadAhead * threads) {
+    Column<acc_t> batch[kReadAhead];
+#pragma unroll
+    for (int k = 0; k < kReadAhead; ++k) {
+      const int64_t j = first + k * threads;
+      batch[k] = {used + kPaddingSlot, used + kZeroSlot, acc_t(1), acc_t(0)};
+      if (j < count) batch[k] = plan.columns[j];
     }
-    Column<acc_t>& column = plan.columns[j];
-    column.slot_a = slot_of[column.slot_a];
-    column.slot_b = column.w_b == acc_t(0) ? used + kZeroSlot : slot_of[column.slot_b];
+#pragma unroll
+    for (int k = 0; k < kReadAhead; ++k) {
+      if (first + k * threads >= count) continue;
+      batch[k].slot_a = slot_of[batch[k].slot_a];
+      batch[k].slot_b = batch[k].w_b == acc_t(0) ? used + kZeroSlot : slot_of[batch[k].slot_b];
+    }
+#pragma unroll
+    for (int k = 0; k < kReadAhead; ++k)
+      if (first + k * threads < column_blocks(count) * kWarp) plan.columns[first + k * threads] = batch[k];
   }
   clear(plan.header + kUsedClasses + 1, plan.header + kHeaderWords);
   clear(plan.present + used, plan.present + (most_slots(count, classes) + 3) / 4 * 4);  // take() rounds up
