@@ -25,7 +25,7 @@ REGISTERS = 65536  # of a multiprocessor
 LIMITS = {
     # The repair, some hundred instructions that an ordinary batch never reaches, holds the most values at once. In
     # float64 every value is two registers.
-    r"icm_loss_forward_kernelINS_4TileId": (512, 40),
+    r"icm_loss_forward_kernelINS_4TileId": (512, 64),
     r"icm_loss_forward_kernel": (512, 24),
     # The addresses of sums that only the gradient of a scale uses.
     r"icm_loss_gradient_kernel": (512, 16),
