@@ -54,6 +54,18 @@ def test_divisions(shape: tuple[int, int], regime: str, device: str, generator: 
     budget.check_same_bits(again[1], dlogits, "gradient in another order of threads")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("processors", [132, 3])
+def test_more_classes_than_the_warps_take_at_once(
+    processors: int, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    plugin.set_device(multiprocessors=processors, has_clusters=False)
+    case = REGIMES["masked"](700, 6000, dtype, generator)
+    assert len(case.y_a.unique()) > 512  # 16 warps, 32 classes each
+    check_icm_loss(*loss_and_gradient(case), case.logits, case)
+    plugin.set_device(multiprocessors=132)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_types_on_a_small_device(dtype: torch.dtype, generator: torch.Generator) -> None:
     plugin.set_device(multiprocessors=2, shared_bytes=48 * 1024, has_clusters=False)

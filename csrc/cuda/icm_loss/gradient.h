@@ -152,10 +152,7 @@ struct GradientTile {
       else
         sync_warp();
       if (takes_part) write(out, own, slot0, row0, part, split.parts, valid, dscale);
-      if (split.parts > 1)
-        sync_block();
-      else
-        sync_warp();
+      sync_warp();  // before the next group; where several warps share one, there is no other
     }
   }
 };
