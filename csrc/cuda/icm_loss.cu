@@ -18,6 +18,8 @@ Logits logits_of(const char* op, const Tensor& logits, int64_t columns, int64_t 
   const int64_t rows = logits.size(0), classes = logits.size(1);
   STD_TORCH_CHECK(classes < (int64_t(1) << 30), op, ": at most 2^30 classes");
   STD_TORCH_CHECK(columns < (int64_t(1) << 29), op, ": at most 2^29 columns");
+  STD_TORCH_CHECK(most_slots(columns, classes) < (int64_t(1) << 27) - kExtraSlots, op,
+                  ": at most 2^27 classes that columns use");  // slots times bytes stay below 2^31
   STD_TORCH_CHECK(diagonal >= 0 && rows <= columns && diagonal <= columns - rows, op,
                   ": expected the diagonal of ", rows, " rows to lie inside ", columns, " columns");
   STD_TORCH_CHECK(classes > 0 || columns == 0, op, ": expected at least one class");

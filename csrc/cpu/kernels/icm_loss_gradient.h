@@ -100,7 +100,6 @@ inline void gradient(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_
   acc_t* tile = buffers.tile;
   acc_t* dtile = buffers.second;
   acc_t* raw = g.dscale != nullptr ? buffers.raw : nullptr;
-  const acc_t multiplier = s.scale * g.unit;
 
   for_each_tile<acc_t>(begin, end, [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
     constexpr int K = decltype(vectors)::count, R = kTileRows<acc_t, K>;
@@ -123,8 +122,9 @@ inline void gradient(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_
     }
     subtract_target<scalar_t, acc_t, K>(s, g, row, valid, dtile);
     if (g.dscale != nullptr) scale_gradient<scalar_t, acc_t, K>(s, raw, dtile, row, valid, g.dscale);
-    if (multiplier != acc_t(1))
-      for (int64_t u = 0; u < s.columns.used * R; u += L) store(dtile + u, load(dtile + u) * multiplier);
+    if (g.unit != acc_t(1) || s.scale != acc_t(1))  // one after the other: their product may overflow
+      for (int64_t u = 0; u < s.columns.used * R; u += L)
+        store(dtile + u, load(dtile + u) * g.unit * s.scale);
     store_tile<scalar_t, acc_t, K>(s, dtile, row, valid, g.dlogits);
   });
 }

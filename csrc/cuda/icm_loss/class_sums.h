@@ -13,12 +13,12 @@
 namespace icm {
 
 // Factors of the gradient: alpha and beta hold the incoming gradient divided by the sums, own_loss what the target
-// subtracts; the logits' gradient is theirs times `multiplier`.
+// subtracts; the logits' gradient is theirs times `unit`, then times `scale`: their product may overflow.
 template <typename acc_t>
 struct GradientFactors {
   const acc_t *alpha, *own_loss;  // (rows,)
   const acc_t* beta;              // of each entry of the plan: that of its column
-  acc_t multiplier;
+  acc_t unit, scale;
   bool class_axis, pair_axis;
 };
 

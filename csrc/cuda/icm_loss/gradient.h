@@ -64,7 +64,7 @@ struct GradientTile {
   const TileType& tile;
   const ClassSums<TileType> classes;
 
-  // What the target subtracts: from the classes of each row's own column. Every lane has a row.
+  // What the target subtracts: from the classes of each row's own column. Lanes take a row each.
   __device__ __forceinline__ void subtract_target(acc_t* staging, int32_t slot0, int64_t row0,
                                                   int valid) const {
     if (lane_index() >= valid) return;
@@ -95,7 +95,7 @@ struct GradientTile {
       }
       if (!has_slot) continue;
       const acc_t d = staging[r * (kWarp + 1) + lane];
-      store_gradient(out, first + c, d * factors.multiplier);
+      store_gradient(out, first + c, d * factors.unit * factors.scale);
       if (dscale != nullptr && d != acc_t(0))  // a class of zero gradient adds nothing, -inf included
         *dscale += double(d) * double(load_logit<acc_t>(
                                    logits, (row0 + r) * logits.row_stride + c * logits.class_stride));

@@ -76,7 +76,7 @@ __device__ void gradient_inside(const Forward<typename TileType::acc>& f, const 
     extra.own_loss[threadIdx.x] = g_row + g_column;
   }
   sync_block();
-  const GradientFactors<acc_t> factors{extra.alpha - row0, extra.own_loss - row0, extra.beta,
+  const GradientFactors<acc_t> factors{extra.alpha - row0, extra.own_loss - row0, extra.beta,     acc_t(1),
                                        acc_t(1),           f.out.class_axis,      f.out.pair_axis};
   gradient_of_tile(f.logits, f.plan, f.rows, f.columns, factors, tile, sigma, repaired, run.gradient,
                    extra.staging, row0, valid, nullptr);
@@ -93,7 +93,7 @@ __device__ __forceinline__ typename TileType::stored* tile_memory(const Shared<T
     return tiles + block * tile_size;
 }
 
-// Loss and statistics, in small batches with the gradient: three barriers of the group, five more for a repair.
+// Loss and statistics, in small batches with the gradient: two barriers of the group, four more for a repair.
 template <typename TileType, typename Group, bool kTileInShared>
 __global__ void __launch_bounds__(kThreads, 1)
     icm_loss_forward_kernel(Forward<typename TileType::acc> arguments, ForwardRun run) {
@@ -264,8 +264,8 @@ __global__ void __launch_bounds__(kThreads, 1) icm_loss_gradient_kernel(Backward
                       b.plan.header[kUsedClasses]};
   const Scale<acc_t> scale(b.logits.scale);
   const acc_t unit = *b.unit;
-  const GradientFactors<acc_t> factors{b.alpha,      b.own_loss, b.beta, scale.value * unit,
-                                       b.class_axis, b.pair_axis};
+  const GradientFactors<acc_t> factors{b.alpha,     b.own_loss,   b.beta,     unit,
+                                       scale.value, b.class_axis, b.pair_axis};
   const bool repaired = b.rows.weight[0] != b.rows.weight[0];
   double sums[2] = {0, 0};
   for (int64_t t = blockIdx.x; t * kRows < b.logits.rows; t += gridDim.x) {

@@ -161,6 +161,11 @@ ForwardChoice choose_forward(const Problem& problem, const DeviceScope& device) 
   }
   choice.run.workers = limits.multiprocessors;  // at most; a part of the shared memory grows with it
   settle(divide<acc_t>(problem, limits, bytes_of));
+  if (choice.run.plans_inside && choice.shared_bytes > size_t(limits.shared_bytes)) {
+    choice.run.plans_inside = false;
+    choice.run.workers = limits.multiprocessors;
+    settle(divide<acc_t>(problem, limits, bytes_of));
+  }
   return choice;
 }
 

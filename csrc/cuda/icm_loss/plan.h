@@ -28,7 +28,7 @@ __device__ __forceinline__ int32_t block_prefix(int32_t value, int32_t* scratch,
   sync_block();
   const int32_t result = scratch[warp] + inclusive - value;
   *total = scratch[warps];
-  sync_block();
+  sync_warp();  // a warp's word is its own; thread 0 writes the others only behind the next barrier
   return result;
 }
 

@@ -77,7 +77,7 @@ struct Larger {  // a NaN drops out: the sums will show it
   }
 };
 
-// Words of `part_max` that load_tile needs, and how many warps share the classes of a lane's rows.
+// How many warps share the classes of a lane's rows when they are loaded, and words of `part_max` for that.
 template <typename TileType>
 ICM_HOST_DEVICE int load_parts(int warps) {
   return warps > TileType::lanes ? warps / TileType::lanes : 1;
