@@ -5,39 +5,10 @@
 // from torch's allocator, nothing waits for the device, and every order of summation is fixed by the shapes and the
 // device: the same bits from run to run.
 #include "icm_loss/launch.h"
-#include "loss_tensors.h"
+#include "icm_loss/tensors.h"
 
 namespace icm {
 namespace {
-
-using OptionalTensor = std::optional<Tensor>;
-
-Logits logits_of(const char* op, const Tensor& logits, int64_t columns, int64_t diagonal,
-                 const OptionalTensor& scale) {
-  STD_TORCH_CHECK(logits.dim() == 2 && on_device(logits), op, ": expected logits of shape (B, C) on CUDA");
-  const int64_t rows = logits.size(0), classes = logits.size(1);
-  STD_TORCH_CHECK(classes < (int64_t(1) << 30), op, ": at most 2^30 classes");
-  STD_TORCH_CHECK(columns < (int64_t(1) << 29), op, ": at most 2^29 columns");
-  STD_TORCH_CHECK(most_slots(columns, classes) < (int64_t(1) << 27) - kExtraSlots, op,
-                  ": at most 2^27 classes that columns use");  // slots times bytes stay below 2^31
-  STD_TORCH_CHECK(diagonal >= 0 && rows <= columns && diagonal <= columns - rows, op,
-                  ": expected the diagonal of ", rows, " rows to lie inside ", columns, " columns");
-  STD_TORCH_CHECK(classes > 0 || columns == 0, op, ": expected at least one class");
-  STD_TORCH_CHECK(!scale.has_value() || (scale->dim() == 0 && on_device(*scale)), op,
-                  ": expected logit_scale of shape () on CUDA");
-  return {data<const void>(logits),
-          logit_type(op, logits),
-          rows,
-          classes,
-          logits.stride(0),
-          logits.stride(1),
-          diagonal,
-          scale.has_value() ? float_vector(op, "logit_scale", *scale, 1) : FloatVector{}};
-}
-
-Problem problem_of(const Logits& logits, const MixedLabels& labels) {
-  return {logits.rows, labels.count, logits.classes, logits.type, labels.lam_stride == 0};
-}
 
 // What the forward pass hands to the backward pass.
 template <typename acc_t>
