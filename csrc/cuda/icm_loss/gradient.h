@@ -41,14 +41,17 @@ __device__ __forceinline__ acc_t load_logit(const Logits& logits, int64_t at) {
 inline constexpr int kLeastShare = 8;
 
 // How the classes and their entries are divided. Sides of a warp that work together on one class (1 << together of
-// them) wait less for each other than on classes of their own, if these are long; and where there are fewer groups
-// of 32 classes than warps, several warps each add up a part of every class.
+// them) wait less for each other than on classes of their own, if these are long. Where there are fewer groups of 32
+// classes than warps, several warps share a group: each takes classes of its own, or if they are long a part of each.
 struct Split {
   int together = 0, parts = 1;
+  bool of_entries;
   __device__ __forceinline__ Split(int32_t used, int32_t entries, int sides) {
     const int groups = (used + kWarp - 1) / kWarp;
     while (2 * parts * groups <= warp_count()) parts *= 2;
-    while ((1 << together) < sides && (int64_t(used) * parts << together) * kLeastShare < entries) ++together;
+    const auto are_long = [&](int shares) { return int64_t(used) * shares * kLeastShare <= entries; };
+    of_entries = are_long(parts);
+    while ((2 << together) <= sides && are_long((of_entries ? parts : 1) * (2 << together))) ++together;
   }
 };
 
@@ -102,15 +105,18 @@ struct GradientTile {
     }
   }
 
-  // Fills a warp's staging with the sums of 32 slots, or with its part of them.
+  // Fills staging with the sums of 32 slots: of some of them, or with a part of all.
   template <typename Terms>
   __device__ __forceinline__ void add_up(const LaneOfGradient<TileType>& rows, const Split& split,
                                          acc_t* staging, int32_t slot0, int part) const {
-    const int group = lane_side<TileType>() >> split.together, shares = split.parts << split.together;
-    const int side_of_group = lane_side<TileType>() - (group << split.together),
-              share = (part << split.together) + side_of_group;
+    const int at_once = TileType::sides >> split.together, group = lane_side<TileType>() >> split.together;
+    const int side_of_group = lane_side<TileType>() - (group << split.together);
+    const int share = split.of_entries ? (part << split.together) + side_of_group : side_of_group,
+              shares = (split.of_entries ? split.parts : 1) << split.together;
+    const int first = split.of_entries ? 0 : part * at_once,
+              step = split.of_entries ? at_once : at_once * split.parts;
 #pragma unroll 1
-    for (int k0 = 0; k0 < kWarp; k0 += TileType::sides >> split.together) {
+    for (int k0 = first; k0 < kWarp; k0 += step) {
       const int k = k0 + group;
       Rows sum = for_rows<TileType>([](int) { return acc_t(0); });
       if (slot0 + k < tile.used) sum = classes.template of_class<Terms>(rows, slot0 + k, share, shares);
@@ -134,17 +140,16 @@ struct GradientTile {
     for (int group0 = 0; group0 * kWarp < tile.used; group0 += at_once) {
       const int32_t slot0 = (group0 + warp % at_once) * kWarp;
       const bool takes_part = part < split.parts && slot0 < tile.used;
-      acc_t* own = staging + warp * kStaging;
-      if (takes_part) add_up<Terms>(rows, split, own, slot0, part);
-      if (split.parts > 1) {
-        sync_block();
-        acc_t* first = staging + warp % at_once * kStaging;
+      acc_t* own = staging + warp % at_once * kStaging;  // of the group
+      if (takes_part)
+        add_up<Terms>(rows, split, split.of_entries ? staging + warp * kStaging : own, slot0, part);
+      if (split.parts > 1) sync_block();
+      if (split.parts > 1 && split.of_entries) {
         for (int r = part; r < valid && takes_part; r += split.parts) {
-          acc_t* sum = first + r * (kWarp + 1) + lane_index();
+          acc_t* sum = own + r * (kWarp + 1) + lane_index();
           for (int q = 1; q < split.parts; ++q) *sum += sum[q * at_once * kStaging];
         }
         sync_block();
-        own = first;
       }
       if (takes_part && part == 0) subtract_target(own, slot0, row0, valid);
       if (split.parts > 1)
