@@ -27,7 +27,7 @@ def row_tile(classes: int, dtype: torch.dtype) -> RowTile:
     """Whole rows where they fit."""
     most = 1024 if dtype == torch.float64 else 2048
     width = min(max(16, triton.next_power_of_2(classes)), most)
-    rows = max(1, min(most // 64, most // width))
+    rows = max(1, min(16, most // width))  # from 32 on, the compiler of Triton 3.6 crashes in am_mixup_loss
     return RowTile(rows, width, warps=8 if rows * width > 1024 else 4)
 
 
