@@ -75,8 +75,8 @@ struct LaneScores {
     return e;
   }
   __device__ __forceinline__ Rows exponential(const Column<acc_t>& column) const {
-    if constexpr (TileType::
-                      factored) {  // both factors of a pure class, whose slot_b is the zero slot, are its own
+    if constexpr (TileType::factored) {
+      // Both factors of a pure class, whose slot_b is the zero slot, are its own.
       const int32_t slot_b = column.w_b == acc_t(0) ? column.slot_a : column.slot_b;
       return product((*this)[column.slot_a], (*this)[tile.as_partner(slot_b)]);
     } else {

@@ -9,7 +9,7 @@
 
 namespace icm {
 
-// Logits of 16 bits may be kept as they came (kRaw): more rows fit, and T is formed where it is used.
+// Logits of 16 bits may be kept as they came (stored_t): more rows fit, and T is formed where it is used.
 //
 // With one lam for the batch (kFactored) a tile holds exponentials instead of T, one for each role of a class:
 // e_ij = 2^(lam T[i,a_j]) * 2^((1 - lam) T[i,b_j]), so that a column costs a product and no exponential. If e is not
