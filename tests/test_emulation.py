@@ -123,7 +123,7 @@ def test_launches_that_the_device_refuses() -> None:
         "blocks, threads": kernels.row_sums(threads=1056),
         "numbers of blocks": kernels.row_sums(blocks=0),
         "invalid numbers": kernels.row_sums(threads=33),
-        "clusters": kernels.column_sums_on_chip(cluster=9),
+        "clusters": kernels.column_sums_on_chip(cluster=17),
         "cooperative": kernels.column_sums_in_grid(blocks=7, threads=1024),
         "not cooperative": kernels.column_sums_in_grid(cooperative=False),
     }

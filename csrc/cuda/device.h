@@ -7,6 +7,11 @@
 // group each of its barriers; nothing launches with <<<>>>.
 #pragma once
 
+namespace icm {
+// Blocks of a cluster that every device with clusters can have, and that some have when a kernel asks for it.
+inline constexpr int kPortableCluster = 8, kLargestCluster = 16;
+}  // namespace icm
+
 #if defined(ICM_SIMT_EMULATION)
 #include "simt.h"
 #else
@@ -144,6 +149,14 @@ inline cudaError_t allow_shared_memory(const void* kernel, size_t bytes) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
 }
 
+// What a kernel must be allowed before such a launch.
+inline cudaError_t allow_launch(const void* kernel, const Launch& how) {
+  const cudaError_t error = allow_shared_memory(kernel, how.shared_bytes);
+  return error != cudaSuccess || how.cluster <= kPortableCluster
+             ? error
+             : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
 // The attributes of a launch, and a configuration that points to them.
 struct LaunchConfiguration {
   cudaLaunchAttribute attributes[2];
@@ -176,7 +189,7 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t launch_kernel(const Launch& how, cudaStream_t stream, void (*kernel)(Parameters...),
                           Arguments&&... arguments) {
   LaunchConfiguration launch(how, stream);
-  cudaError_t error = allow_shared_memory(reinterpret_cast<const void*>(kernel), how.shared_bytes);
+  cudaError_t error = allow_launch(reinterpret_cast<const void*>(kernel), how);
   if (error == cudaSuccess)
     error = cudaLaunchKernelEx(&launch.config, kernel, static_cast<Parameters>(arguments)...);
   if (error != cudaSuccess) cudaGetLastError();
@@ -193,7 +206,7 @@ int resident_clusters(const Launch& how, void (*kernel)(Parameters...)) {
   const bool answered =
       cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)) == cudaSuccess &&
       attributes.ptxVersion >= 90 &&
-      allow_shared_memory(reinterpret_cast<const void*>(kernel), how.shared_bytes) == cudaSuccess &&
+      allow_launch(reinterpret_cast<const void*>(kernel), how) == cudaSuccess &&
       cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess;
   cudaGetLastError();
   return answered ? clusters : 0;

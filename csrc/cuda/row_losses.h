@@ -20,7 +20,6 @@ struct RowPartial {
   double invalid;  // not 0: a target of the block was
 };
 
-inline constexpr int kMostClusterBlocks = 8;
 // Batches up to this size are read by one cluster: what a launch takes, it reads in that time. Untuned.
 inline constexpr int64_t kMostClusterBytes = 512 << 10;
 
@@ -37,7 +36,7 @@ template <typename acc_t>
 struct RowShared {
   RowScratch<acc_t> row;
   double sums[kMostRowWarps];
-  RowPartial partials[kMostClusterBlocks];
+  RowPartial partials[kPortableCluster];
 };
 
 // What a thread keeps while rows are summed, in shared memory: registers decide how many blocks run.
@@ -168,9 +167,9 @@ RowDivision divide_rows(int64_t rows, int64_t classes, int multiprocessors, bool
     return std::max<int64_t>(1, ceil_divide(rows, threads / team));
   };
   const bool in_block = team > kWarp;
-  if (bytes <= (has_clusters ? kMostClusterBytes : kMostClusterBytes / kMostClusterBlocks)) {
+  if (bytes <= (has_clusters ? kMostClusterBytes : kMostClusterBytes / kPortableCluster)) {
     const int threads = in_block ? int(team) : kMostRowThreads;
-    const int64_t most = has_clusters ? kMostClusterBlocks : 1;
+    const int64_t most = has_clusters ? kPortableCluster : 1;
     return {std::countr_zero(uint64_t(team)), threads, int(std::min(most, power_of_two(blocks(threads)))),
             true};
   }
@@ -183,12 +182,11 @@ template <typename Rows>
 void launch_row_loss(const DeviceScope& scope, const Rows& rows, const RowLoss& given) {
   using scalar_t = typename Rows::scalar_t;
   using acc_t = acc_type<scalar_t>;
-  static PerDevice<bool> clusters;
-  const Launch largest{kMostClusterBlocks, kMostRowThreads, row_shared_bytes<Rows>(kMostRowThreads),
-                       kMostClusterBlocks};
-  const RowDivision division =
-      divide_rows<scalar_t>(rows.rows, rows.classes, scope.limits().multiprocessors,
-                            clusters_fit(clusters, scope, largest, row_loss_kernel<Rows>));
+  static PerDevice<int> clusters;
+  const int largest = largest_cluster(clusters, scope, kMostRowThreads,
+                                      row_shared_bytes<Rows>(kMostRowThreads), row_loss_kernel<Rows>);
+  const RowDivision division = divide_rows<scalar_t>(rows.rows, rows.classes, scope.limits().multiprocessors,
+                                                     largest >= kPortableCluster);
   RowLossOutput<acc_t> out{data<acc_t>(given.loss), row_stats_of<acc_t>(given.stats), rows.rows,
                            given.reduction, nullptr};
   Launch how{division.blocks, division.threads, row_shared_bytes<Rows>(division.threads)};

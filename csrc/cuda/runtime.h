@@ -106,13 +106,17 @@ class DeviceScope {
   cudaStream_t stream_;
 };
 
-// Whether a kernel's largest cluster can be had: the device has them, this build has code for them, and the part of the
-// device that is ours is large enough. `known`: one for each kernel.
+// Blocks of the largest cluster of a kernel that can be had, 0 if none: the device has them, this build has code for
+// them, and the part of the device that is ours is large enough. `known`: one for each kernel.
 template <typename... Parameters>
-bool clusters_fit(PerDevice<bool>& known, const DeviceScope& device, const Launch& largest,
-                  void (*kernel)(Parameters...)) {
-  return device.limits().has_clusters &&
-         known.get(device.index(), [&] { return resident_clusters(largest, kernel) > 0; });
+int largest_cluster(PerDevice<int>& known, const DeviceScope& device, int threads, size_t shared_bytes,
+                    void (*kernel)(Parameters...)) {
+  if (!device.limits().has_clusters) return 0;
+  return known.get(device.index(), [&] {
+    for (const int blocks : {kLargestCluster, kPortableCluster})
+      if (resident_clusters({blocks, threads, shared_bytes, blocks}, kernel) > 0) return blocks;
+    return 0;
+  });
 }
 
 }  // namespace icm

@@ -10,7 +10,7 @@ namespace {
 // Of compute capability 9.0 where a multiprocessor has no other limit.
 constexpr int kMostThreads = 1024, kThreadsOfMultiprocessor = 2048, kBlocksOfMultiprocessor = 32;
 constexpr int kReservedShared = 1024;  // of each block, by the system
-constexpr int kMostCluster = 8;        // that every device with clusters has
+constexpr int kMostCluster = 16;       // where a kernel asks for more than the portable 8
 
 long long environment(const char* name, long long otherwise) {
   const char* const text = std::getenv(name);

@@ -161,8 +161,10 @@ int resident_blocks(void (*)(Parameters...), int threads, size_t shared_bytes) {
   return simt::resident_blocks(threads, shared_bytes);
 }
 template <typename... Parameters>
-int resident_clusters(const Launch&, void (*)(Parameters...)) {
-  return simt::device_limits().has_clusters ? 1 : 0;
+int resident_clusters(const Launch& how, void (*)(Parameters...)) {
+  const DeviceLimits limits = simt::device_limits();
+  return limits.has_clusters &&
+         how.cluster <= (limits.multiprocessors < kLargestCluster ? kPortableCluster : kLargestCluster);
 }
 
 inline DeviceLimits query_device_limits(int) { return simt::device_limits(); }

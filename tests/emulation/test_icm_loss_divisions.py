@@ -20,9 +20,9 @@ from tests.emulation import plugin
 
 # multiprocessors, shared memory of a block, clusters: an H100, an A100, a small old one, and the smallest of all
 DEVICES = {"h100": (132, 227, True), "a100": (108, 163, False), "small": (3, 99, False), "smallest": (2, 48, True)}
-# One cluster, one grid with the gradient inside, plan of its own, many classes (few used; tile in global memory),
-# more tiles than workers with a last one that is not full.
-SHAPES = [(128, 10), (61, 100), (230, 30), (9, 5000), (40, 20000), (300, 3), (257, 700)]
+# Clusters of 5, 3, 9, 11 and 16 blocks, many classes (few used; tile in global memory), one grid with the gradient
+# inside, more tiles than workers with a last one that is not full.
+SHAPES = [(128, 10), (61, 100), (230, 30), (300, 3), (480, 5), (9, 5000), (40, 20000), (481, 5), (257, 700)]
 
 
 @pytest.fixture(params=DEVICES)

@@ -12,8 +12,6 @@ namespace icm {
 // Columns up to which every block reads the target for itself, which saves the launch of the plan.
 inline constexpr int64_t kMostPlannedInside = 1024;
 inline constexpr int64_t kMostClassesInside = 4096;
-// Blocks of a portable cluster.
-inline constexpr int kClusterBlocks = 8;
 
 // Columns from which the exponentials of a batch with one lam are factored.
 inline constexpr int64_t kLeastFactored = 1025;
@@ -151,12 +149,12 @@ ForwardChoice choose_forward(const Problem& problem, const DeviceScope& device) 
     choice.shared_bytes = bytes_of(division);
   };
   if constexpr (sizeof(acc_t) == 4) {
-    static PerDevice<bool> clusters;
-    const Launch largest{kClusterBlocks, kThreads, size_t(limits.shared_bytes), kClusterBlocks};
+    static PerDevice<int> clusters;
     settle({32, true, true, false, false});
-    if (choice.run.plans_inside && choice.blocks() <= kClusterBlocks &&
+    if (choice.run.plans_inside && choice.blocks() <= kLargestCluster &&
         choice.run.workers == choice.run.tiles && choice.shared_bytes <= size_t(limits.shared_bytes) &&
-        clusters_fit(clusters, device, largest, icm_loss_forward_kernel<Tile<float, 32>, ClusterGroup, true>))
+        choice.blocks() <= largest_cluster(clusters, device, kThreads, size_t(limits.shared_bytes),
+                                           icm_loss_forward_kernel<Tile<float, 32>, ClusterGroup, true>))
       return choice;
   }
   choice.run.workers = limits.multiprocessors;  // at most; a part of the shared memory grows with it
