@@ -2,7 +2,7 @@
 
 from . import functional, reference
 from ._backends import backends
-from .losses import ICMLoss, MixupCrossEntropyLoss, RegMixupLoss
+from .losses import ICMLoss, LinearICMLoss, MixupCrossEntropyLoss, RegMixupLoss
 from .mixing import AMMixup, Mixup, RemixRule
 from .target import MixedTarget
 
@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AMMixup",
     "ICMLoss",
+    "LinearICMLoss",
     "MixedTarget",
     "Mixup",
     "MixupCrossEntropyLoss",

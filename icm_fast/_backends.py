@@ -22,6 +22,9 @@ _AUTOMATIC: dict[str, dict[str, tuple[str, ...]]] = {
         "mixup": ("cuda", "triton"),
         "mixup_cross_entropy": ("cuda", "triton"),
         "am_mixup_loss": ("cuda", "triton"),
+        # Products by the framework and passes over their results, which Triton does as well: no CUDA C++ yet.
+        "contrastive_loss": ("triton",),
+        "linear_icm_loss": ("triton",),
     },
 }
 

@@ -1,7 +1,12 @@
 """Fixtures of every test file."""
 
+import importlib
+
 import pytest
 import torch
+from linear_cases import WAYS
+
+from icm_fast.operators import _products
 
 # On a busy machine two threads wait for each other at the end of every call, which makes the suite ten times slower.
 # What depends on the number of threads sets it in tests of its own.
@@ -16,3 +21,15 @@ def _seed() -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way of linear_icm_loss, with blocks of few rows."""
+    # The function of the same name hides the module.
+    choice = importlib.import_module("icm_fast.functional.linear_icm_loss")
+    share, kept = WAYS[request.param]
+    monkeypatch.setattr(choice, "_MOST_CLASSES", share)
+    monkeypatch.setattr(choice, "_MOST_KEPT", kept)
+    monkeypatch.setitem(_products._BLOCKS, "cpu", (1 << 10, 16, 64))
+    return str(request.param)

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "icm_fast"
 # Part of the package -> the parts that it may import. Data flows from the top of this table to the bottom.
 MAY_IMPORT = {
     "mixing": {"mixing", "functional", "target", "_validate"},
-    "losses": {"functional", "target", "_validate"},
+    "losses": {"losses", "functional", "target", "_validate"},
     "functional": {"functional", "operators", "reference", "target", "_backends", "_validate"},
     "_backends": {"operators", "triton", "_native"},
     "triton": {"triton", "operators"},

@@ -184,7 +184,7 @@ def test_repr(module: nn.Module, text: str) -> None:
 
 
 def test_a_batch_of_one_is_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
-    losses._warn_single.cache_clear()
+    losses._common.warn_single.cache_clear()
     one = torch.tensor([1])
     target = icm.MixedTarget(one, one, torch.tensor(0.5))
     with caplog.at_level(logging.WARNING, logger="icm_fast"):
@@ -254,7 +254,14 @@ def test_errors(call: Any, error: type[Exception], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["losses", "functional.mixup_cross_entropy", "functional.am_mixup_loss", "functional.mixed_logits"]
+    "module",
+    [
+        "losses.icm_loss",
+        "losses.regmixup",
+        "functional.mixup_cross_entropy",
+        "functional.am_mixup_loss",
+        "functional.mixed_logits",
+    ],
 )
 def test_examples_of_the_docstrings(module: str) -> None:
     result = doctest.testmod(

@@ -106,6 +106,7 @@ FILES = {
     "tests/test_icm_loss.py": "short and float32 or known_values",
     "tests/test_icm_loss_operator.py": "rectangles and (normal or masked) or bad_values and large",
     "tests/test_icm_loss_guard.py": "single_axis or maxima or lowest",
+    "tests/test_score_operators.py": "float32 and (normal or masked or nan) and sums or no_rows or refused",
     "tests/test_mixup_operator.py": "bad_values",
     "tests/test_mixup.py": "float32 and not uint8 and not boxes and not large",
     "tests/test_mixup_cross_entropy_operator.py": "bad_values and float32",

@@ -135,7 +135,16 @@ def mixup(rows: int, width: int, dtype: torch.dtype, whole: bool) -> None:
         of.forward(x.to(torch.uint8), index, lam, box, ones, ones, keep_clean, dtype)
 
 
-OPERATIONS = {each.__name__: each for each in (icm_loss, mixup, mixup_cross_entropy, am_mixup_loss)}
+def contrastive_loss(rows: int, columns: int, dtype: torch.dtype, whole: bool) -> None:
+    of, scores = module("contrastive_loss"), torch.zeros(min(rows, columns), columns, dtype=dtype)
+    choices = ((torch.ones(()), True, True), (None, True, False), (None, False, True))
+    for scale, *axes in choices if whole else choices[:1]:
+        stats = of.sums(scores, scale, 0)
+        grad = torch.ones((), dtype=stats[0].dtype)
+        of.gradient(scores, scale, grad, grad, *stats, 0, *axes, scale is not None)
+
+
+OPERATIONS = {each.__name__: each for each in (icm_loss, mixup, mixup_cross_entropy, am_mixup_loss, contrastive_loss)}
 # Rows: either set of tiles. Columns: rows of logits narrower and wider than a tile. Triton makes a literal of a 1, and
 # has a kernel of its own for multiples of 16.
 SIZES = ((1, 1), (100, 10), (2048, 5000))
@@ -181,9 +190,11 @@ def test_kernels_compile_and_fit_everywhere(operation: str, dtype: torch.dtype, 
 @pytest.mark.parametrize("compiled", [90], indirect=True, ids=["sm_90"])
 def test_types_of_the_arithmetic(compiled: list[Compiled]) -> None:
     icm_loss(100, 10, torch.bfloat16, False)
+    contrastive_loss(100, 200, torch.bfloat16, False)
     kernels = {kernel.name: kernel.ptx for kernel in compiled}
     # Rounded to nearest: what triton_interpreter.py assumes of a GPU.
-    assert "cvt.rn.bf16" in kernels["gradient_kernel"]
+    for name in ("gradient_kernel", "_gradient_kernel"):
+        assert "cvt.rn.bf16" in kernels[name], name
     # No constant may turn float32 arithmetic into float64, which is 64 times slower on most GPUs.
-    for name in ("sums_kernel", "repair_kernel"):
+    for name in ("sums_kernel", "repair_kernel", "_sums_kernel", "_merge_kernel"):
         assert ".f64" not in kernels[name], name

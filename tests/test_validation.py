@@ -107,11 +107,6 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         RuntimeError,
         ("backend='triton'", "not available", "Available: reference", "python -m icm_fast"),
     ),
-    "dense on a fused backend": (
-        lambda: F_icm.icm_loss(LOGITS, torch.zeros(4, 5), backend="cpu"),
-        RuntimeError,
-        ("dense", "reference", "from_dense"),
-    ),
     "label too large": (lambda: F_icm.icm_loss(LOGITS, target(LABELS + 2)), ValueError, ("[0, 5)", "y_a[3] = 5")),
     "negative partner": (lambda: F_icm.icm_loss(LOGITS, target(y_b=LABELS - 1)), ValueError, ("y_b[0] = -1",)),
     "lam above 1": (lambda: F_icm.icm_loss(LOGITS, target(lam=LAM + 1)), ValueError, ("lam in [0, 1]", "lam = 1.5")),

@@ -16,6 +16,7 @@ from .._validate import (
     check_target_values,
     describe,
 )
+from ..operators._library import accumulation_type
 from ..reference._common import Axis as Axis
 from ..reference._common import Reduction as Reduction
 from ..target import MixedTarget
@@ -33,26 +34,28 @@ def check_logits(where: str, logits: Any) -> Tensor:
     return logits
 
 
-def check_mixed_target(where: str, logits: Tensor, target: MixedTarget) -> None:
+def check_mixed_target(where: str, logits: Tensor, target: MixedTarget, name: str = "logits") -> None:
     """Rows and device of the target fit the logits."""
     y_a = target.y_a
     if y_a.shape[0] != logits.shape[0]:
         doubled = y_a.shape[0] * 2 == logits.shape[0]
         hint = " With keep_clean=True use RegMixupLoss, or pass only the mixed half." if doubled else ""
-        raise ValueError(f"{where}: logits has {logits.shape[0]} rows but target has {y_a.shape[0]}.{hint}")
+        raise ValueError(f"{where}: {name} has {logits.shape[0]} rows but target has {y_a.shape[0]}.{hint}")
     if y_a.device != logits.device:
-        check_same_device(where, logits=logits, target=y_a)
+        check_same_device(where, **{name: logits}, target=y_a)
 
 
-def target_kind(where: str, logits: Tensor, target: Any) -> str:
+def target_kind(where: str, logits: Tensor, target: Any, classes: int | None = None, name: str = "logits") -> str:
     """ "mixed", "dense" or "hard": by type, never by length. Checks its shape too.
+
+    Instead of logits their rows alone, the features, with the number of classes.
 
     Raises:
         TypeError: a tuple (named: MixedTarget.from_tuple), or anything else.
         ValueError: rows or classes that do not fit the logits.
     """
     if isinstance(target, MixedTarget):
-        check_mixed_target(where, logits, target)
+        check_mixed_target(where, logits, target, name)
         return "mixed"
     if not isinstance(target, Tensor):
         fix = " Write MixedTarget.from_tuple(target)." if isinstance(target, (tuple, list)) else ""
@@ -60,13 +63,14 @@ def target_kind(where: str, logits: Tensor, target: Any) -> str:
             f"{where}: expected target to be a MixedTarget, a float tensor (B, C) or an integer tensor (B,), "
             f"got {describe(target)}.{fix}"
         )
-    check_same_device(where, logits=logits, target=target)
+    check_same_device(where, **{name: logits}, target=target)
     if target.dtype in FLOATING:
         if target.requires_grad:
             raise TypeError(f"{where}: target requires grad, but targets carry no gradient; pass target.detach()")
-        if target.shape != logits.shape:
+        shape = (logits.shape[0], logits.shape[1] if classes is None else classes)
+        if target.shape != shape:
             raise ValueError(
-                f"{where}: expected a dense target of shape {tuple(logits.shape)} like logits, got {describe(target)}"
+                f"{where}: expected a dense target of shape {shape} like the logits, got {describe(target)}"
             )
         return "dense"
     if target.dtype not in INTEGERS:
@@ -112,7 +116,31 @@ def any_nan(loss: Tensor) -> bool:
     return bool(loss.isnan().any())
 
 
-def explain_nan(where: str, loss: Tensor, logits: Tensor, target: Any) -> None:
+def explain_nan(where: str, loss: Tensor, classes: int, target: Any) -> None:
     """Raise if a NaN loss comes from the target; a NaN or infinite logit is the caller's and passes."""
     if any_nan(loss):
-        check_values(where, target, logits.shape[1])
+        check_values(where, target, classes)
+
+
+def check_scale(where: str, of: Tensor, logit_scale: float | Tensor | None) -> Tensor | None:
+    """A 0-d tensor in float32 or float64, on the device of the logits."""
+    if logit_scale is None:
+        return None
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.dim() != 0 or not logit_scale.is_floating_point():
+            raise ValueError(
+                f"{where}: expected logit_scale to be a number or a 0-d tensor, got {describe(logit_scale)}"
+            )
+        if logit_scale.device != of.device:
+            raise ValueError(f"{where}: the input is on {of.device} but logit_scale is on {logit_scale.device}")
+        return logit_scale if logit_scale.dtype in (torch.float32, torch.float64) else logit_scale.float()
+    if isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)):
+        raise TypeError(f"{where}: expected logit_scale to be a number or a 0-d tensor, got {describe(logit_scale)}")
+    return torch.full((), logit_scale, dtype=accumulation_type(of.dtype), device=of.device)
+
+
+def autocast_type(of: Tensor) -> torch.dtype:
+    """The type in which a matrix product of this tensor is formed: autocast's, where that is at work."""
+    kind = of.device.type
+    narrows = torch.is_autocast_enabled(kind) and of.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return torch.get_autocast_dtype(kind) if narrows else of.dtype

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from .. import reference
 from .._backends import choose
-from .._validate import check_choice, describe
+from .._validate import check_choice
+from ..operators import contrastive_loss as two_views
 from ..operators import icm_loss as operator
 from ..operators._library import accumulation_type
 from ..target import MixedTarget
@@ -48,9 +48,8 @@ def icm_loss(
         logits: (B, C) float32, float64, bfloat16 or float16, any strides, differentiable: scores of the ORIGINAL
             classes, bias included. -inf masks a class.
         target: what the batch is mixed towards, told apart by type: `MixedTarget`; a float tensor (B, C) of dense
-            targets of any support (this version computes it with the reference backend, O(B*B) memory); an integer
-            tensor (B,) of hard labels, for which the loss is plain cross-entropy (of the scaled logits) whatever the
-            axis.
+            targets of any support; an integer tensor (B,) of hard labels, for which the loss is plain cross-entropy
+            (of the scaled logits) whatever the axis.
         axis: "both", "class" or "pair".
         reduction: "mean", "sum" (B times the mean) or "none": (B,), entry i = class term of image i + pair term of
             classifier i.
@@ -73,6 +72,8 @@ def icm_loss(
         Two passes over logits and one write of the gradient; 2*B*B exponentials. Extra memory: the gradient
         (B*C), and in numbers 32*B for partial sums and 16*B + 128*C per thread at most. Plain PyTorch: some 28 passes
         over (B, B). A batch whose sums underflow is computed again around exact maxima, 3 to 4 times the work.
+        Dense targets: five matrix products with (B, C), Z a block of rows at a time and never whole; those with two
+        non-zeros a row are far cheaper as MixedTarget.from_dense(target).
 
     Numerics:
         Sums in float32 (float64 for float64), gradient rounded once to the logits' type. Scores are differences to an
@@ -94,39 +95,23 @@ def icm_loss(
     check_choice(_WHERE, "axis", axis, _dispatch.AXIS_NAMES)
     check_choice(_WHERE, "reduction", reduction, _dispatch.REDUCTION_NAMES)
     kind = _dispatch.target_kind(_WHERE, logits, target)
-    scale = _scale(logits, logit_scale)
+    scale = _dispatch.check_scale(_WHERE, logits, logit_scale)
     if validate:
         _dispatch.check_values(_WHERE, target, logits.shape[1])
     name = choose(_WHERE, backend, logits.device.type)
-    if kind == "dense" and backend not in (None, "auto", "reference"):
-        raise RuntimeError(
-            f"{_WHERE}: dense targets are computed by the reference backend in this version, got backend={backend!r}; "
-            "for targets with two non-zeros a row, MixedTarget.from_dense(target) takes the fused path"
-        )
-    if kind != "mixed" or name == "reference" or _dispatch.functorch_active():
+    if kind == "hard" or name == "reference" or _dispatch.functorch_active():
         loss, *terms = reference.icm_loss(
             logits, target, axis=axis, reduction=reduction, logit_scale=scale, return_terms=True
         )
+    elif kind == "dense":
+        dtype = accumulation_type(logits.dtype)
+        views = logits.to(dtype), cast(Tensor, target).to(dtype)
+        product = choose("contrastive_loss", backend, logits.device.type)
+        loss, terms = two_views.contrastive_loss(product, *views, None, scale, axis, reduction)  # type: ignore[assignment]
     else:
         mixed = cast(MixedTarget, target)
         labels = (mixed.y_a, mixed.y_b, mixed.lam)
         loss, terms = operator.icm_loss(name, logits, *labels, scale, axis, reduction)  # type: ignore[assignment]
     if _dispatch.reads_values(logits):
-        _dispatch.explain_nan(_WHERE, loss, logits, target)
+        _dispatch.explain_nan(_WHERE, loss, logits.shape[1], target)
     return (loss, terms[0], terms[1]) if return_terms else loss
-
-
-def _scale(logits: Tensor, logit_scale: float | Tensor | None) -> Tensor | None:
-    if logit_scale is None:
-        return None
-    if isinstance(logit_scale, Tensor):
-        if logit_scale.dim() != 0 or not logit_scale.is_floating_point():
-            raise ValueError(
-                f"{_WHERE}: expected logit_scale to be a number or a 0-d tensor, got {describe(logit_scale)}"
-            )
-        if logit_scale.device != logits.device:
-            raise ValueError(f"{_WHERE}: logits is on {logits.device} but logit_scale is on {logit_scale.device}")
-        return logit_scale if logit_scale.dtype in (torch.float32, torch.float64) else logit_scale.float()
-    if isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)):
-        raise TypeError(f"{_WHERE}: expected logit_scale to be a number or a 0-d tensor, got {describe(logit_scale)}")
-    return torch.full((), logit_scale, dtype=accumulation_type(logits.dtype), device=logits.device)

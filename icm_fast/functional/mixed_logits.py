@@ -46,5 +46,5 @@ def mixed_logits(logits: Tensor, target: MixedTarget | Tensor) -> Tensor:
     _dispatch.target_kind(_WHERE, logits, target)
     scores = reference.mixed_logits(logits, target)
     if isinstance(target, MixedTarget) and _dispatch.reads_values(logits):
-        _dispatch.explain_nan(_WHERE, scores.detach(), logits, target)
+        _dispatch.explain_nan(_WHERE, scores.detach(), logits.shape[1], target)
     return scores

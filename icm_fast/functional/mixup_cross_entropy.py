@@ -98,7 +98,7 @@ def mixup_cross_entropy(
         weight = None if weight is None else weight.contiguous()
         loss = operator.mixup_cross_entropy(name, logits, *_two_hot(logits, target), weight, **options)
     if _dispatch.reads_values(logits):
-        _dispatch.explain_nan(_WHERE, loss, logits, target)
+        _dispatch.explain_nan(_WHERE, loss, logits.shape[1], target)
     return loss
 
 

@@ -4,7 +4,31 @@
 after this package is imported, or not at all; `.cuda` likewise (csrc/cuda), `.triton` by icm_fast/triton.
 """
 
-from . import am_mixup_loss, icm_loss, mixup, mixup_cross_entropy
-from ._library import IMPLEMENTED, OPERATORS
+from . import (
+    am_mixup_loss,
+    contrastive_loss,
+    icm_loss,
+    linear_cross_entropy,
+    linear_icm_loss,
+    mixup,
+    mixup_cross_entropy,
+)
+from ._library import BACKENDS, IMPLEMENTED, OPERATORS
 
-__all__ = ["IMPLEMENTED", "OPERATORS", "am_mixup_loss", "icm_loss", "mixup", "mixup_cross_entropy"]
+# One operation: through logits, on mixed classifiers, and on hard labels.
+IMPLEMENTED["linear_icm_loss"] = BACKENDS
+OPERATORS["linear_icm_loss"] = tuple(
+    name for operation in ("icm_loss", "contrastive_loss", "mixup_cross_entropy") for name in OPERATORS[operation]
+)
+
+__all__ = [
+    "IMPLEMENTED",
+    "OPERATORS",
+    "am_mixup_loss",
+    "contrastive_loss",
+    "icm_loss",
+    "linear_cross_entropy",
+    "linear_icm_loss",
+    "mixup",
+    "mixup_cross_entropy",
+]

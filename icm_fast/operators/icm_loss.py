@@ -137,8 +137,8 @@ MOST_COLUMNS_OF_ONE_LAUNCH = 1024
 MOST_CLASSES_OF_ONE_LAUNCH = 4096
 
 _LOSS_AND_GRADIENT = overload("icm_loss_grad", "cuda")
-_FORWARD = {backend: overload("icm_loss_fwd", backend) for backend in BACKENDS}
-_BACKWARD = {backend: overload("icm_loss_bwd", backend) for backend in BACKENDS}
+FORWARD = {backend: overload("icm_loss_fwd", backend) for backend in BACKENDS}
+BACKWARD = {backend: overload("icm_loss_bwd", backend) for backend in BACKENDS}
 
 
 class _EagerICMLoss(torch.autograd.Function):
@@ -152,7 +152,7 @@ class _EagerICMLoss(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, logit_scale: Tensor | None, call: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         backend, target, options = call
         with torch._C._AutoDispatchBelowAutograd():
-            loss, terms, *saved = _FORWARD[backend](logits, *target, logit_scale, *options)
+            loss, terms, *saved = FORWARD[backend](logits, *target, logit_scale, *options)
         ctx.save_for_backward(logits, *target, logit_scale, *saved)
         ctx.call = backend, options
         ctx.mark_non_differentiable(terms)
@@ -165,7 +165,7 @@ class _EagerICMLoss(torch.autograd.Function):
             return None, None, None
         backend, options = ctx.call
         with torch._C._AutoDispatchBelowAutograd():
-            dlogits, dscale = _BACKWARD[backend](grad, grad, *ctx.saved_tensors, *options, ctx.needs_input_grad[1])
+            dlogits, dscale = BACKWARD[backend](grad, grad, *ctx.saved_tensors, *options, ctx.needs_input_grad[1])
         scale_gradient = _scale_gradient(ctx.saved_tensors[4], dscale) if ctx.needs_input_grad[1] else None
         return *refuse_second_derivative(dlogits, scale_gradient), None
 
@@ -221,7 +221,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _registered_backward(backend: str) -> Any:
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         wants_scale = ctx.needs_input_grad[4]
-        dlogits, dscale = _BACKWARD[backend](grad, grad, *ctx.saved_tensors, *ctx.options, wants_scale)
+        dlogits, dscale = BACKWARD[backend](grad, grad, *ctx.saved_tensors, *ctx.options, wants_scale)
         scale_gradient = _scale_gradient(ctx.saved_tensors[4], dscale) if wants_scale else None
         return dlogits, None, None, None, scale_gradient, None, None, None, None
 
@@ -247,7 +247,7 @@ def icm_loss(
     """Loss and its two axis terms (detached), differentiable in logits and logit_scale."""
     options = (0, *AXES[axis], REDUCTIONS[reduction])
     if torch.compiler.is_compiling():
-        loss, terms, *_ = _FORWARD[backend](logits, y_a, y_b, lam, logit_scale, *options)
+        loss, terms, *_ = FORWARD[backend](logits, y_a, y_b, lam, logit_scale, *options)
         return loss, terms
     if _is_one_launch(backend, logits, y_a, logit_scale, reduction):
         return _EagerICMLossAndGradient.apply(logits, ((y_a, y_b, lam), options))

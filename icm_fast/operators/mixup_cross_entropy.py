@@ -64,8 +64,8 @@ declare(
     },
 )
 
-_FORWARD = {backend: overload("mixup_cross_entropy_fwd", backend) for backend in BACKENDS}
-_BACKWARD = {backend: overload("mixup_cross_entropy_bwd", backend) for backend in BACKENDS}
+FORWARD = {backend: overload("mixup_cross_entropy_fwd", backend) for backend in BACKENDS}
+BACKWARD = {backend: overload("mixup_cross_entropy_bwd", backend) for backend in BACKENDS}
 
 
 class _EagerMixupCrossEntropy(torch.autograd.Function):
@@ -75,7 +75,7 @@ class _EagerMixupCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, backend: str, options: tuple[Any, ...], *inputs: Any) -> Tensor:
         # Below autograd, whose registered formula would run its Python once more.
         with torch._C._AutoDispatchBelowAutograd():
-            loss, row_stats = _FORWARD[backend](*inputs, *options)
+            loss, row_stats = FORWARD[backend](*inputs, *options)
         ctx.save_for_backward(*inputs, row_stats)
         ctx.backend, ctx.options = backend, options
         return loss
@@ -83,7 +83,7 @@ class _EagerMixupCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            dlogits = _BACKWARD[ctx.backend](grad, *ctx.saved_tensors, *ctx.options)
+            dlogits = BACKWARD[ctx.backend](grad, *ctx.saved_tensors, *ctx.options)
         (dlogits,) = refuse_second_derivative(dlogits)
         return None, None, dlogits, None, None, None, None
 
@@ -97,7 +97,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _registered_backward(backend: str) -> Any:
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        dlogits = _BACKWARD[backend](grad, *ctx.saved_tensors, *ctx.options)
+        dlogits = BACKWARD[backend](grad, *ctx.saved_tensors, *ctx.options)
         return dlogits, None, None, None, None, None, None
 
     return backward
@@ -125,6 +125,6 @@ def mixup_cross_entropy(
     options = (label_smoothing, REDUCTIONS[reduction])
     inputs = (logits, y_a, y_b, lam, weight)
     if torch.compiler.is_compiling():
-        loss, _ = _FORWARD[backend](*inputs, *options)
+        loss, _ = FORWARD[backend](*inputs, *options)
         return loss
     return _EagerMixupCrossEntropy.apply(backend, options, *inputs)

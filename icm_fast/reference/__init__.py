@@ -8,7 +8,9 @@ object with y_a, y_b and lam; `lam` is always the weight of the sample itself.
 
 from ._common import TwoHot
 from .am_mixup_loss import am_mixup_loss, am_mixup_rate
+from .contrastive_loss import contrastive_loss
 from .icm_loss import icm_loss, score_loss
+from .linear_icm_loss import linear_icm_loss, mixed_classifiers
 from .mixed_logits import mixed_logits
 from .mixup import cutmix_box, mixup
 from .mixup_cross_entropy import mixup_cross_entropy
@@ -18,8 +20,11 @@ __all__ = [
     "TwoHot",
     "am_mixup_loss",
     "am_mixup_rate",
+    "contrastive_loss",
     "cutmix_box",
     "icm_loss",
+    "linear_icm_loss",
+    "mixed_classifiers",
     "mixed_logits",
     "mixup",
     "mixup_cross_entropy",

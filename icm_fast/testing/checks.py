@@ -168,7 +168,7 @@ def _check(
             acc_dtype=acc,
             scale=scales.loss,
             what=f"{what} loss",
-            eager_error=_reduced_error(eager.terms, truth.terms, reduction),
+            eager_error=reduced_error(eager.terms, truth.terms, reduction),
         )
     if ours.dlogits is not None:
         budget.check(
@@ -192,7 +192,7 @@ def _check(
         )
 
 
-def _reduced_error(eager: Tensor, truth: Tensor, reduction: Reduction) -> Tensor | None:
+def reduced_error(eager: Tensor, truth: Tensor, reduction: Reduction) -> Tensor | None:
     """Error of torch's reduced loss without the luck of signs that cancel."""
     if reduction == "none":
         return None

@@ -122,14 +122,18 @@ def icm_loss_scales(
     grad_output: Tensor | None = None,
     logit_scale: float = 1.0,
     diagonal: int = 0,
+    score_error: float = 0.0,
 ) -> Scales:
-    """For icm_loss on rows x all columns, everything on the CPU; `terms` (R,) is the true unreduced loss."""
+    """For icm_loss on rows x all columns, everything on the CPU; `terms` (R,) is the true unreduced loss.
+
+    `score_error` joins every distance: for scores that are themselves inexact.
+    """
     S = logits.detach().to("cpu", torch.float64)
     Y = dense(target, S.shape[1])
     Z = mixed_logits(S, target) * logit_scale
     rows, cols = Z.shape
     used = S[:, (Y > 0).any(0)]
-    M, extra = _largest(used * logit_scale), _extra(used * logit_scale, target, acc_dtype)
+    M, extra = _largest(used * logit_scale), _extra(used * logit_scale, target, acc_dtype) + score_error
     own, square = torch.arange(rows), slice(diagonal, diagonal + rows)
     per_term = 1 + SUMS * cols**0.5  # of each entry of dZ in the sum over a class's columns
 

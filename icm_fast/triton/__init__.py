@@ -15,7 +15,7 @@ import torch
 
 from ..operators._library import LIBRARY
 
-_OPERATIONS = ("am_mixup_loss", "icm_loss", "mixup", "mixup_cross_entropy")
+_OPERATIONS = ("am_mixup_loss", "contrastive_loss", "icm_loss", "mixup", "mixup_cross_entropy")
 _OLDEST = (3, 6)
 
 

@@ -1,0 +1,112 @@
+"""A clean and a mixed half: RegMixup and its Infinite Class form as a module."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import functional as F_icm
+from .._validate import check_tensor, describe
+from ..functional._dispatch import check_logits, target_kind
+from ..target import MixedTarget
+from ._common import check_number
+from .icm_loss import ICMLoss
+
+
+class RegMixupLoss(nn.Module):
+    """Cross-entropy of the clean batch plus gamma times a loss of the mixed one: RegMixup, IC-RegMixup.
+
+    `lam` of the target is the weight of the sample ITSELF::
+
+        loss = CE(clean logits, target.clean) + gamma * mixed(mixed logits, target)
+
+    Neither term is halved (the program of RegMixup's authors halves both). Integer labels mean plain cross-entropy of
+    the logits as they are.
+
+    Args:
+        mixed: the loss of the mixed half, a module (logits, target) -> loss. Default: ICMLoss(), which makes
+            IC-RegMixup; MixupCrossEntropyLoss() makes RegMixup. If it has a `reduction`, the clean term takes it over.
+        gamma: weight of the mixed term, not negative.
+
+    Raises:
+        TypeError: a mixed that cannot be called, a gamma that is not a number.
+        ValueError: a negative or infinite gamma.
+
+    Example:
+        >>> from icm_fast import MixupCrossEntropyLoss
+        >>> criterion = RegMixupLoss(MixupCrossEntropyLoss())
+        >>> labels = torch.tensor([1, 2, 3, 4])
+        >>> target = MixedTarget(labels, labels.flip(0), torch.tensor(0.7), clean=labels)
+        >>> logits = torch.zeros(8, 10)                          # of cat([clean, mixed]): Mixup(keep_clean=True)
+        >>> round(criterion(logits, target).item(), 4)           # ln 10 + ln 10
+        4.6052
+        >>> criterion((logits[:4], logits[4:]), target) == criterion(logits, target)
+        tensor(True)
+    """
+
+    def __init__(self, mixed: nn.Module | None = None, gamma: float = 1.0) -> None:
+        super().__init__()
+        if mixed is not None and not callable(mixed):
+            raise TypeError(f"RegMixupLoss: expected mixed to be a loss module, got {describe(mixed)}")
+        check_number("RegMixupLoss", "gamma", gamma, 0.0, math.inf)
+        self.mixed = ICMLoss() if mixed is None else mixed
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor | tuple[Tensor, Tensor], target: MixedTarget | Tensor) -> Tensor:
+        """The loss in nats.
+
+        Args:
+            logits: (2B, C), the clean half first: one forward over the concatenated batch; or a pair (clean, mixed) of
+                (B, C) each, from two forwards.
+            target: a `MixedTarget` with `clean`; or integer labels of logits that are not halved, for evaluation.
+        """
+        where = "RegMixupLoss"
+        if not isinstance(target, MixedTarget):
+            return self._evaluate(where, logits, target)
+        if target.clean is None:
+            raise ValueError(
+                f"{where}: target has no clean labels; write Mixup(keep_clean=True), or MixedTarget(..., clean=labels)"
+            )
+        clean, mixed = _halves(where, logits, len(target))
+        loss: Tensor = _cross_entropy(clean, target.clean, self._reduction) + self.gamma * self.mixed(mixed, target)
+        return loss
+
+    def _evaluate(self, where: str, logits: Tensor | tuple[Tensor, Tensor], target: Any) -> Tensor:
+        logits = check_logits(where, logits)
+        if target_kind(where, logits, target) == "dense":
+            raise TypeError(f"{where}: expected a MixedTarget with clean labels or integer labels, got a dense target")
+        return _cross_entropy(logits, target, self._reduction)
+
+    @property
+    def _reduction(self) -> str:
+        return getattr(self.mixed, "reduction", "mean")
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma:g}"
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    return F_icm.mixup_cross_entropy(logits, labels, reduction=reduction)
+
+
+def _halves(where: str, logits: Any, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Clean and mixed logits; of one tensor by chunk, whose gradient is a single concatenation."""
+    if isinstance(logits, (tuple, list)):
+        if len(logits) != 2:
+            raise TypeError(f"{where}: expected logits to be a tensor or a pair (clean, mixed), got {describe(logits)}")
+        clean, mixed = logits
+        for name, half in (("clean logits", clean), ("mixed logits", mixed)):
+            if check_tensor(where, name, half).shape[:1] != (batch_size,):
+                raise ValueError(f"{where}: expected {batch_size} rows of {name}, got {describe(half)}")
+        return clean, mixed
+    if check_logits(where, logits).shape[0] != 2 * batch_size:
+        raise ValueError(
+            f"{where}: expected logits with {2 * batch_size} rows, clean and mixed, for a target of {batch_size}, "
+            f"got {describe(logits)}"
+        )
+    if batch_size == 0:
+        return logits, logits  # chunk would return one piece
+    clean, mixed = logits.chunk(2)
+    return clean, mixed

@@ -1,0 +1,58 @@
+"""Matrix products a block of rows at a time, through the framework's own routines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._library import accumulation_type
+
+# Numbers in a block of scores, and the fewest and most rows of one, by device. On a CPU a block is to stay in its last
+# cache between the products and the passes over it; on a GPU products want as many rows again (an estimate).
+_BLOCKS = {"cpu": (1 << 21, 128, 512), "cuda": (1 << 27, 512, 4096)}
+
+
+def blocks(device: torch.device, rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose products with all columns are formed at once."""
+    numbers, fewest, most = _BLOCKS.get(device.type, _BLOCKS["cpu"])
+    size = max(fewest, min(most, numbers // max(columns, 1) // 64 * 64))
+    return ((begin, min(rows, begin + size)) for begin in range(0, rows, size))
+
+
+def products(x: Tensor, y: Tensor, bias: Tensor | None) -> Iterator[tuple[int, int, Tensor]]:
+    """x @ y.T + bias by ranges of rows: (begin, end, block). Each block lies in the memory of the one before it."""
+    memory = None
+    for begin, end in blocks(x.device, x.shape[0], y.shape[0]):
+        if memory is None:
+            memory = x.new_empty([end, y.shape[0]])
+        block = memory[: end - begin]
+        rows = x[begin:end]
+        yield begin, end, torch.mm(rows, y.T, out=block) if bias is None else torch.addmm(bias, rows, y.T, out=block)
+
+
+def new_sum(like: Tensor) -> Tensor:
+    """Zeros to add products up in, in the type of sums."""
+    return torch.zeros(like.shape, dtype=accumulation_type(like.dtype), device=like.device)
+
+
+def add_product(total: Tensor, of_rows: Tensor, rows: Tensor) -> None:
+    """total += of_rows.T @ rows; total in the type of sums."""
+    if total.dtype == rows.dtype:
+        total.addmm_(of_rows.T, rows)
+    else:
+        total += torch.mm(of_rows.T, rows)
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The products inside keep the types that they are given: what autocast wants was done outside."""
+
+    @functools.wraps(function)
+    def run(backend: str, first: Tensor, *rest: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(backend, first, *rest)
+
+    return run

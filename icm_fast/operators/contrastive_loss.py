@@ -1,0 +1,155 @@
+"""`score_sums` and `score_gradient`: the loss of a block of given scores; `contrastive_loss_fwd`, `_bwd`: made of them.
+
+The scores are a matrix product, Z = x @ y.T + bias, formed by torch a block of rows at a time and never whole. With
+t = logit_scale * Z, `row_stats` (3, rows) holds each row's largest t, the sum of exponentials relative to it and the t
+of its own column; `column_stats` (2, columns) largest and sum of each column. Image i owns column `diagonal + i`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, register
+from ._library import BACKENDS, REDUCTIONS, accumulation_type, declare, overload
+from ._products import add_product, new_sum, products, without_autocast
+from .icm_loss import AXES
+
+
+def _fake_sums(scores: Tensor, logit_scale: Tensor | None, diagonal: int) -> tuple[Tensor, Tensor]:
+    rows, columns = scores.shape
+    dtype = accumulation_type(scores.dtype)
+    return scores.new_empty([3, rows], dtype=dtype), scores.new_empty([2, columns], dtype=dtype)
+
+
+def _fake_gradient(
+    scores: Tensor,
+    logit_scale: Tensor | None,
+    grad_row: Tensor,
+    grad_column: Tensor,
+    row_stats: Tensor,
+    column_stats: Tensor,
+    diagonal: int,
+    class_axis: bool,
+    pair_axis: bool,
+    gradient_of_scale: bool,
+) -> Tensor:
+    return scores.new_empty([], dtype=accumulation_type(scores.dtype))
+
+
+declare(
+    "contrastive_loss",
+    BACKENDS,
+    {
+        "score_sums": (
+            "(Tensor scores, Tensor? logit_scale, int diagonal) -> (Tensor row_stats, Tensor column_stats)",
+            _fake_sums,
+        ),
+        # Replaces the scores by their gradient.
+        "score_gradient": (
+            (
+                "(Tensor(a!) scores, Tensor? logit_scale, Tensor grad_row, Tensor grad_column, Tensor row_stats, "
+                "Tensor column_stats, int diagonal, bool class_axis, bool pair_axis, bool gradient_of_scale) "
+                "-> Tensor dlogit_scale"
+            ),
+            _fake_gradient,
+        ),
+    },
+)
+_SUMS = {backend: overload("score_sums", backend) for backend in BACKENDS}
+_GRADIENT = {backend: overload("score_gradient", backend) for backend in BACKENDS}
+
+
+def merge_sums(a: Tensor, b: Tensor) -> Tensor:
+    """Largest number and sum of exponentials relative to it, (2, columns), of two sets of rows together."""
+    largest = torch.maximum(a[0], b[0])
+    offset = torch.where(largest == -torch.inf, 0.0, largest)  # of nothing but -inf: 0 exponentials, not NaN
+    return torch.stack((largest, a[1] * (a[0] - offset).exp() + b[1] * (b[0] - offset).exp()))
+
+
+@without_autocast
+def forward(
+    backend: str, x: Tensor, y: Tensor, bias: Tensor | None, logit_scale: Tensor | None, *options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, terms, row_stats, column_stats."""
+    how = Options(*options)
+    rows, columns = x.shape[0], y.shape[0]
+    dtype = accumulation_type(x.dtype)
+    row_stats = x.new_empty([3, rows], dtype=dtype)
+    column_stats = x.new_zeros([2, columns], dtype=dtype)
+    for begin, end, scores in products(x, y, bias):
+        row_stats[:, begin:end], sums = _SUMS[backend](scores, logit_scale, how.diagonal + begin)
+        column_stats = sums if begin == 0 else merge_sums(column_stats, sums)
+    largest, sums, own = row_stats
+    owned = column_stats[:, how.diagonal : how.diagonal + rows]
+    loss, terms = loss_of_terms((largest - own) + sums.log(), (owned[0] - own) + owned[1].log(), how)
+    return loss, terms, row_stats, column_stats
+
+
+@without_autocast
+def backward(
+    backend: str,
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    row_stats: Tensor,
+    column_stats: Tensor,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, y, bias and logit_scale; those that are not wanted are empty."""
+    how, (wants_x, wants_y, wants_bias, wants_scale) = Options(*options[:4]), options[4:]
+    rows, columns = x.shape[0], y.shape[0]
+    dtype = accumulation_type(x.dtype)
+    grad_row, grad_column = gradient_of_terms(grad.to(dtype), rows, columns, how)
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else x.new_empty(0)
+    dy = new_sum(y) if wants_y else y.new_empty(0)
+    dbias = x.new_zeros(columns, dtype=dtype) if wants_bias else x.new_empty(0)
+    dscale = x.new_zeros([] if wants_scale else [0], dtype=dtype)
+    for begin, end, scores in products(x, y, bias):
+        of_rows = grad_row if grad_row.dim() == 0 else grad_row[begin:end]
+        statistics = row_stats[:, begin:end].contiguous(), column_stats
+        place = (how.diagonal + begin, how.class_axis, how.pair_axis, wants_scale)
+        part = _GRADIENT[backend](scores, logit_scale, of_rows, grad_column, *statistics, *place)
+        if wants_scale:
+            dscale += part
+        if wants_x:
+            torch.mm(scores, y, out=dx[begin:end])
+        if wants_y:
+            add_product(dy, scores, x[begin:end])
+        if wants_bias:
+            dbias += scores.sum(0, dtype=dtype)
+    return dx, dy.to(y.dtype), dbias.to(x.dtype), dscale
+
+
+def _statistics(backend: str, x: Tensor, y: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_type(x.dtype)
+    return x.new_empty([3, x.shape[0]], dtype=dtype), x.new_empty([2, y.shape[0]], dtype=dtype)
+
+
+_LOSS = register(
+    Composite(
+        "contrastive_loss",
+        "Tensor x, Tensor y, Tensor? bias, Tensor? logit_scale",
+        "Tensor row_stats, Tensor column_stats",
+        forward,
+        backward,
+        _statistics,
+    )
+)
+
+
+def contrastive_loss(
+    backend: str,
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    axis: str,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """Loss and its two axis terms (detached), differentiable in x, y, bias and logit_scale; of one type."""
+    return _LOSS(backend, x, y, bias, logit_scale, *Options(0, *AXES[axis], REDUCTIONS[reduction]))

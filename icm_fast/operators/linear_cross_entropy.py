@@ -1,0 +1,119 @@
+"""`linear_cross_entropy_fwd` and `_bwd`: cross-entropy of a linear classifier, a block of rows at a time.
+
+What `linear_icm_loss` is for hard labels. The logits of a block go through `mixup_cross_entropy_fwd` with one class a
+row, whose `row_stats` (2, rows) these are; the backward pass forms them again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, register
+from ._library import REDUCTIONS, accumulation_type
+from ._products import add_product, new_sum, products, without_autocast
+from .mixup_cross_entropy import BACKWARD, FORWARD
+
+# No class weights, no label smoothing, a term for every row.
+_PLAIN = (0.0, REDUCTIONS["none"])
+
+
+def _pure(labels: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return labels, labels, torch.ones((), device=labels.device), None
+
+
+def _scaled(logits: Tensor, logit_scale: Tensor | None) -> Tensor:
+    return logits if logit_scale is None else (logits.to(logit_scale.dtype) * logit_scale).to(logits.dtype)
+
+
+@without_autocast
+def forward(
+    backend: str,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    labels: Tensor,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, terms (the class axis only), row_stats."""
+    dtype = accumulation_type(features.dtype)
+    terms = features.new_empty([features.shape[0]], dtype=dtype)
+    row_stats = features.new_empty([2, features.shape[0]], dtype=dtype)
+    for begin, end, logits in products(features, weight, bias):
+        part = FORWARD[backend](_scaled(logits, logit_scale), *_pure(labels[begin:end]), *_PLAIN)
+        terms[begin:end], row_stats[:, begin:end] = part
+    loss, both = loss_of_terms(terms, terms, Options(*options))
+    return loss, both, row_stats
+
+
+@without_autocast
+def backward(
+    backend: str,
+    grad: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    labels: Tensor,
+    row_stats: Tensor,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of features, weight, bias and logit_scale; those that are not wanted are empty."""
+    how, (wants_features, wants_weight, wants_bias, wants_scale) = Options(*options[:4]), options[4:]
+    rows, dtype = features.shape[0], accumulation_type(features.dtype)
+    grad, _ = gradient_of_terms(grad.to(dtype), rows, rows, how)
+    new = features.new_empty
+    dfeatures = new(features.shape) if wants_features else new(0)
+    dweight = new_sum(weight) if wants_weight else new(0)
+    dbias = features.new_zeros([weight.shape[0]], dtype=dtype) if wants_bias else new(0)
+    dscale = features.new_zeros([] if wants_scale else [0], dtype=dtype)
+    for begin, end, logits in products(features, weight, bias):
+        given = grad if grad.dim() == 0 else grad[begin:end]
+        *target, no_weight = _pure(labels[begin:end])
+        scaled = _scaled(logits, logit_scale)
+        dlogits = BACKWARD[backend](given, scaled, *target, no_weight, row_stats[:, begin:end].contiguous(), *_PLAIN)
+        if wants_scale:
+            each = dlogits.to(dtype) * logits.to(dtype)
+            dscale += each.masked_fill_(dlogits == 0, 0.0).sum()
+        dlogits = _scaled(dlogits, logit_scale)
+        if wants_features:
+            torch.mm(dlogits, weight, out=dfeatures[begin:end])
+        if wants_weight:
+            add_product(dweight, dlogits, features[begin:end])
+        if wants_bias:
+            dbias += dlogits.sum(0, dtype=dtype)
+        del scaled, dlogits  # or the next block's would be beside them
+    return dfeatures, dweight.to(weight.dtype), dbias.to(features.dtype), dscale
+
+
+def _statistics(backend: str, features: Tensor, *_: Tensor | None) -> tuple[Tensor]:
+    return (features.new_empty([2, features.shape[0]], dtype=accumulation_type(features.dtype)),)
+
+
+_LOSS = register(
+    Composite(
+        "linear_cross_entropy",
+        "Tensor features, Tensor weight, Tensor? bias, Tensor? logit_scale, Tensor labels",
+        "Tensor row_stats",
+        forward,
+        backward,
+        _statistics,
+    )
+)
+
+
+def linear_cross_entropy(
+    backend: str,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    labels: Tensor,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """The loss and its terms (class, 0), differentiable in features, weight, bias and logit_scale."""
+    options = Options(0, True, False, REDUCTIONS[reduction])
+    return _LOSS(backend, features, weight, bias, logit_scale, labels, *options)
