@@ -138,7 +138,7 @@ def plain(
         d += torch.where(g_column != 0, column, torch.where(t < INF, 0.0, NAN))
         target += g_column[diagonal : diagonal + z.shape[0]]
     d.diagonal(diagonal).sub_(target)
-    dscale = torch.where(d != 0, d * z, 0.0).sum()
+    dscale = torch.where((d != 0) & (z != -INF), d * z, 0.0).sum()
     row_stats = torch.stack((of_rows, row_sums, t.diagonal(diagonal)))
     return Results(row_stats, torch.stack((of_columns, column_sums)), d * factor, dscale)
 

@@ -9,6 +9,7 @@ from helpers import backends_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 import icm_fast as icm
 from icm_fast import functional as F_icm
@@ -162,3 +163,31 @@ def test_no_graph_is_kept_alive() -> None:
         assert alive() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_checkpointing(backend: str, use_reentrant: bool, case: tuple[Tensor, icm.MixedTarget]) -> None:
+    """What was saved is formed again when the backward pass asks for it: once, and above autograd."""
+    logits, target = case
+    net, scale = torch.nn.Linear(20, 20), torch.tensor(0.7, requires_grad=True)
+    index = torch.arange(33).flip(0)
+    losses = {
+        "icm_loss": lambda s, a: F_icm.icm_loss(s, target, logit_scale=a, backend=backend),
+        "mixup_cross_entropy": lambda s, a: F_icm.mixup_cross_entropy(s, target, backend=backend) * a,
+        "am_mixup_loss": lambda s, a: a * F_icm.am_mixup_loss(s, index, torch.tensor(0.6), target.y_a, backend=backend),
+        "linear_icm_loss": lambda s, a: F_icm.linear_icm_loss(s, net.weight, target, net.bias, logit_scale=a),
+        "contrastive_loss": lambda s, a: F_icm.contrastive_loss(s, s.flip(0), a),
+        "hard": lambda s, a: F_icm.linear_icm_loss(s, net.weight, target.y_a, net.bias, logit_scale=a),
+        "mixup": lambda s, a: a * F_icm.mixup(s, index, target.lam, backend=backend).square().sum(),
+    }
+    for name, loss_of in losses.items():
+        leaves = [logits, scale, *net.parameters()]
+        gradients = []
+        for run in (loss_of, lambda s, a, of=loss_of: checkpoint(of, s, a, use_reentrant=use_reentrant)):
+            for leaf in leaves:
+                leaf.grad = None
+            run(net(logits), scale).backward()
+            gradients.append([leaf.grad.clone() for leaf in leaves])
+        for ours, expected in zip(*gradients, strict=True):
+            budget.check_same_bits(ours, expected, name)

@@ -9,9 +9,11 @@ import torch
 from helpers import backends_of
 from linear_cases import random_case, run
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import icm_fast as icm
 from icm_fast import functional as F_icm
+from icm_fast import reference
 from icm_fast.testing.linear import Inputs, Results, check_linear_icm_loss
 from icm_fast.testing.memory import peak_extra_bytes
 
@@ -133,3 +135,76 @@ def test_empty_and_single_batches(backend: str, way: str) -> None:
     single = icm.MixedTarget(torch.tensor([1]), torch.tensor([3]), torch.tensor(0.5))
     results = run(Inputs(torch.randn(1, 3), weight), single, backend=backend)
     assert results.loss == 0 and not results.dfeatures.any() and not results.dweight.any()
+
+
+def test_a_bad_label_of_one_block_is_that_of_all(generator: torch.Generator) -> None:
+    """Where nothing is read, every loss and the whole gradient are NaN: hard labels in blocks, and in a graph."""
+    given, target = random_case((300, 6, 9), generator)
+    labels = target.y_a.index_fill(0, torch.tensor([200]), 99)
+    leaves = [each.clone().requires_grad_() for each in given[:3]]
+    operator = torch.ops.icm_fast.linear_cross_entropy_fwd.cpu
+    loss, *_ = operator(*leaves, None, labels, 0, True, False, 0)
+    assert loss.isnan().all()
+    assert all(each.isnan().all() for each in torch.autograd.grad(loss.sum(), leaves))
+
+    def step(features: Tensor, weight: Tensor, bias: Tensor, y_a: Tensor) -> Tensor:
+        return F_icm.linear_icm_loss(features, weight, icm.MixedTarget(y_a, y_a.flip(0), torch.tensor(0.4)), bias)
+
+    given, target = random_case((4, 6, 9), generator)  # on mixed classifiers
+    leaves = [each.clone().requires_grad_() for each in given[:3]]
+    loss = torch.compile(step, fullgraph=True)(*leaves, torch.tensor([1, 99, 2, 3]))
+    assert loss.isnan() and all(each.isnan().all() for each in torch.autograd.grad(loss, leaves))
+
+
+def test_a_class_of_weight_zero_takes_no_part(way: str) -> None:
+    """Not even where its gradient would be NaN times 0: class 1 is masked, class 3 only ever weighs 0."""
+    target = icm.MixedTarget(torch.tensor([0, 1, 2]), torch.tensor([3, 3, 3]), torch.tensor(1.0))
+    given = Inputs(torch.eye(3), torch.eye(4, 3), torch.tensor([0.0, -torch.inf, 0.0, 0.0]))
+    results = run(given, target, axis="pair")
+    assert (results.dweight[3] == 0).all() and results.dbias[3] == 0
+
+
+def test_types_of_the_scale(generator: torch.Generator) -> None:
+    given, target = random_case((20, 6, 9), generator, torch.float64)
+    scale = torch.tensor(0.1)  # float32
+    for of in (target, target.y_a):
+        ours = F_icm.linear_icm_loss(*given[:2], of, given.bias, logit_scale=scale)
+        exact = reference.linear_icm_loss(*given[:2], of, given.bias, logit_scale=scale.double())
+        torch.testing.assert_close(ours, exact, rtol=1e-13, atol=0)
+
+
+def test_sparse_gradient_of_a_graph_of_gradients(generator: torch.Generator) -> None:
+    given, target = random_case((4, 3, 9), generator)
+    weight = given.weight.clone().requires_grad_()
+    loss = F_icm.linear_icm_loss(given.features, weight, target, sparse_grad=True)
+    (gradient,) = torch.autograd.grad(loss, weight, create_graph=True)
+    assert gradient.is_sparse
+    with pytest.raises(RuntimeError, match="second derivative"):
+        gradient.to_dense().sum().backward()
+
+
+@pytest.mark.parametrize("classes", [3, 30])
+def test_without_values(classes: int, generator: torch.Generator) -> None:
+    """Fake tensors and the meta device hold none to look at."""
+    given, target = random_case((6, 4, classes), generator)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        features, weight, bias = (mode.from_tensor(each).requires_grad_() for each in given[:3])
+        labels = [mode.from_tensor(each) for each in (target.y_a, target.y_b, target.lam)]
+        loss = F_icm.linear_icm_loss(features, weight, icm.MixedTarget(*labels), bias)
+        assert torch.autograd.grad(loss, weight)[0].shape == weight.shape
+    on_meta = F_icm.linear_icm_loss(*(each.to("meta") for each in given[:2]), target.to("meta"))
+    assert on_meta.device.type == "meta" and on_meta.shape == ()
+    assert F_icm.contrastive_loss(*(each.to("meta") for each in (given.features,) * 2)).device.type == "meta"
+
+
+def test_a_million_classes(generator: torch.Generator) -> None:
+    """With a sparse gradient nothing of their number times the features is written."""
+    given, target = random_case((64, 32, 1_000_000), generator, bias=False)
+    leaf = given.weight.requires_grad_()
+
+    def step() -> Tensor:
+        loss = F_icm.linear_icm_loss(given.features, leaf, target, sparse_grad=True)
+        return torch.autograd.grad(loss, leaf)[0]
+
+    assert step()._nnz() <= 2 * 64
+    assert peak_extra_bytes(step) < 20 * 2**20

@@ -139,8 +139,23 @@ def check_scale(where: str, of: Tensor, logit_scale: float | Tensor | None) -> T
     return torch.full((), logit_scale, dtype=accumulation_type(of.dtype), device=of.device)
 
 
+def check_group(where: str, process_group: Any, name: str) -> None:
+    """That several processes can be served."""
+    if torch.compiler.is_compiling() or functorch_active():
+        raise RuntimeError(
+            f"{where}: process_group is for eager mode; call the loss outside torch.compile and torch.func"
+        )
+    if name == "reference":
+        raise RuntimeError(f"{where}: process_group needs a fused backend; see icm_fast.backends()")
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        raise RuntimeError(
+            f"{where}: process_group={describe(process_group)} was given, but torch.distributed is not initialised"
+        )
+
+
 def autocast_type(of: Tensor) -> torch.dtype:
     """The type in which a matrix product of this tensor is formed: autocast's, where that is at work."""
     kind = of.device.type
-    narrows = torch.is_autocast_enabled(kind) and of.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not the meta device
+    narrows = known and of.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return torch.get_autocast_dtype(kind) if narrows else of.dtype

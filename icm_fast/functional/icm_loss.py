@@ -12,6 +12,8 @@ from .._validate import check_choice
 from ..operators import contrastive_loss as two_views
 from ..operators import icm_loss as operator
 from ..operators._library import accumulation_type
+from ..operators._processes import gather_target, processes_of
+from ..operators.linear_icm_loss import linear_icm_loss
 from ..target import MixedTarget
 from . import _dispatch
 
@@ -25,6 +27,7 @@ def icm_loss(
     axis: _dispatch.Axis = "both",
     reduction: _dispatch.Reduction = "mean",
     logit_scale: float | Tensor | None = None,
+    process_group: Any = None,
     validate: bool = False,
     return_terms: bool = False,
     backend: str | None = None,
@@ -54,6 +57,11 @@ def icm_loss(
         reduction: "mean", "sum" (B times the mean) or "none": (B,), entry i = class term of image i + pair term of
             classifier i.
         logit_scale: multiplies Z; a number or a 0-d tensor, differentiable. Default: no scale, as in the paper.
+        process_group: processes that each hold some rows of one batch, as torch.distributed has them: the loss is that
+            of the whole batch, on every process; partners are on the own one, "none" gives its own entries. The
+            gradient is multiplied by their number, for DistributedDataParallel to divide. Each sends its target (24
+            bytes a row; a dense one whole) and two numbers for every column. All must call, rows or not; a GPU waits
+            once, for the numbers of rows. Hard labels: the loss of the own rows.
         validate: check the values of the target first. Waits for a GPU.
         return_terms: also return the class and the pair term, detached.
         backend: None or "auto", "reference", "cpu", "triton", "cuda"; see `icm_fast.backends()`.
@@ -99,19 +107,47 @@ def icm_loss(
     if validate:
         _dispatch.check_values(_WHERE, target, logits.shape[1])
     name = choose(_WHERE, backend, logits.device.type)
-    if kind == "hard" or name == "reference" or _dispatch.functorch_active():
+    if process_group is not None and kind != "hard":
+        _dispatch.check_group(_WHERE, process_group, name)
+        loss, terms, target = _of_processes(name, backend, logits, target, scale, axis, reduction, process_group)
+    elif kind == "hard" or name == "reference" or _dispatch.functorch_active():
         loss, *terms = reference.icm_loss(
             logits, target, axis=axis, reduction=reduction, logit_scale=scale, return_terms=True
         )
     elif kind == "dense":
-        dtype = accumulation_type(logits.dtype)
-        views = logits.to(dtype), cast(Tensor, target).to(dtype)
+        views = _views(logits, cast(Tensor, target))
         product = choose("contrastive_loss", backend, logits.device.type)
-        loss, terms = two_views.contrastive_loss(product, *views, None, scale, axis, reduction)  # type: ignore[assignment]
+        loss, terms = two_views.contrastive_loss(product, *views, None, scale, axis, reduction)
     else:
         mixed = cast(MixedTarget, target)
         labels = (mixed.y_a, mixed.y_b, mixed.lam)
-        loss, terms = operator.icm_loss(name, logits, *labels, scale, axis, reduction)  # type: ignore[assignment]
+        loss, terms = operator.icm_loss(name, logits, *labels, scale, axis, reduction)
     if _dispatch.reads_values(logits):
         _dispatch.explain_nan(_WHERE, loss, logits.shape[1], target)
     return (loss, terms[0], terms[1]) if return_terms else loss
+
+
+def _views(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_type(logits.dtype)
+    return logits.to(dtype), target.to(dtype)
+
+
+def _of_processes(
+    name: str,
+    backend: str | None,
+    logits: Tensor,
+    target: MixedTarget | Tensor,
+    scale: Tensor | None,
+    axis: str,
+    reduction: str,
+    group: Any,
+) -> Any:
+    """Loss, terms, and the target of all, whose bad values then raise on every process."""
+    processes = processes_of(group, logits.shape[0], logits.device)
+    if isinstance(target, MixedTarget):
+        labels = gather_target(processes, target.y_a, target.y_b, target.lam)
+        loss = linear_icm_loss(name, logits, None, None, scale, *labels, axis, reduction, processes)
+        return *loss, MixedTarget(*labels)
+    rows, all_rows = _views(logits, processes.gather(target))
+    product = choose("contrastive_loss", backend, logits.device.type)
+    return *two_views.contrastive_loss(product, rows, all_rows, None, scale, axis, reduction, processes), target

@@ -17,6 +17,7 @@ from ..operators import linear_cross_entropy
 from ..operators import linear_icm_loss as blocked
 from ..operators._classifiers import mixed_rows, rows_of
 from ..operators._library import accumulation_type
+from ..operators._processes import Processes, gather_target, processes_of
 from ..reference._common import columns, in_range, one
 from ..target import MixedTarget
 from . import _dispatch
@@ -28,6 +29,8 @@ _WHERE = "linear_icm_loss"
 _MOST_CLASSES = 0.85
 # Of more classes than so, present ones are not gathered: it would save less than it costs.
 _WORTH_GATHERING = 0.9
+# Products of so many operations a class cost less than looking which classes are present.
+_WORTH_LOOKING = 1 << 24
 # Logits up to so many numbers are kept for the backward pass; more are formed a block of rows at a time, twice.
 _MOST_KEPT = 1 << 23
 
@@ -43,6 +46,7 @@ def linear_icm_loss(
     axis: _dispatch.Axis = "both",
     reduction: _dispatch.Reduction = "mean",
     logit_scale: float | Tensor | None = None,
+    process_group: Any = None,
     sparse_grad: bool = False,
     validate: bool = False,
     return_terms: bool = False,
@@ -69,6 +73,7 @@ def linear_icm_loss(
         reduction: "mean", "sum" (B times the mean) or "none": (B,), entry i = class term of image i + pair term of
             classifier i.
         logit_scale: multiplies Z; a number or a 0-d tensor, differentiable.
+        process_group: processes that each hold some rows of one batch; see `icm_loss`. No features are sent.
         sparse_grad: give the weight's gradient as a sparse COO tensor, rows of classes that the batch does not use
             left out, as nn.Embedding(sparse=True) does; torch.optim.SGD, SparseAdam and Adagrad take it. Only for a
             `MixedTarget`.
@@ -121,11 +126,20 @@ def linear_icm_loss(
     if validate:
         _dispatch.check_values(_WHERE, target, classes)
     name = choose(_WHERE, backend, features.device.type)
+    processes = None
+    if process_group is not None and kind != "hard":
+        _dispatch.check_group(_WHERE, process_group, name)
+        processes = processes_of(process_group, features.shape[0], features.device)
+        if isinstance(target, MixedTarget):
+            target = MixedTarget(*gather_target(processes, target.y_a, target.y_b, target.lam))
+        else:
+            target = processes.gather(target)
     if name == "reference" or _dispatch.functorch_active():
         options: dict[str, Any] = {"axis": axis, "reduction": reduction, "logit_scale": scale}
         loss, *terms = reference.linear_icm_loss(features, weight, target, bias, return_terms=True, **options)
     else:
-        call = _Call(name, features, weight, bias, scale, axis, reduction, sparse_grad)
+        explicit = None if backend in (None, "auto") else backend
+        call = _Call(explicit, features, weight, bias, scale, axis, reduction, sparse_grad, processes)
         loss, terms = _FORMS[kind](call, target)
     if _dispatch.reads_values(features):
         _dispatch.explain_nan(_WHERE, loss, classes, target)
@@ -133,7 +147,7 @@ def linear_icm_loss(
 
 
 class _Call(NamedTuple):
-    backend: str
+    explicit: str | None
     features: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -141,6 +155,11 @@ class _Call(NamedTuple):
     axis: str
     reduction: str
     sparse: bool
+    processes: Processes | None
+
+    def backend_of(self, part: str) -> str:
+        """The backend of an operation that this one consists of: another may be the best for each."""
+        return self.explicit or choose(part, None, self.features.device.type)
 
     def narrowed(self, *tensors: Tensor | None) -> Any:
         """In the type of products, as autocast would have them."""
@@ -149,9 +168,12 @@ class _Call(NamedTuple):
 
 
 def _of_mixed(call: _Call, target: MixedTarget) -> Any:
-    rows, classes = call.features.shape[0], call.weight.shape[0]
-    present = _present(target, classes) if _dispatch.reads_values(call.features) else None
-    # Without a look at the labels: what a batch can use at most. A sparse gradient needs the classes themselves.
+    rows, classes = len(target), call.weight.shape[0]
+    looks = _dispatch.reads_values(call.features) and (
+        call.sparse or classes > _MOST_CLASSES * rows or rows * call.weight.numel() > _WORTH_LOOKING
+    )
+    present = _present(target, classes) if looks else None
+    # Without a look: what a batch can use at most. A sparse gradient needs the classes themselves.
     used = min(classes, 2 * rows) if present is None else len(present)
     if used <= _MOST_CLASSES * rows and not (call.sparse and present is None):
         return _through_logits(call, target, present)
@@ -176,12 +198,13 @@ def _through_logits(call: _Call, target: MixedTarget, present: Tensor | None) ->
         weight = rows_of(weight, present, call.sparse)
         bias = None if bias is None else rows_of(bias, present)
     mixed = (*labels, target.lam)
-    if call.features.shape[0] * weight.shape[0] <= _MOST_KEPT:
+    if call.processes is None and call.features.shape[0] * weight.shape[0] <= _MOST_KEPT:
         logits = F.linear(call.features, weight, bias)
-        return logits_loss.icm_loss(call.backend, logits, *mixed, call.scale, call.axis, call.reduction)
+        rest = (call.scale, call.axis, call.reduction)
+        return logits_loss.icm_loss(call.backend_of("icm_loss"), logits, *mixed, *rest)
     features, weight, bias = call.narrowed(call.features, weight, bias)
-    rest = (call.scale, *mixed, call.axis, call.reduction)
-    return blocked.linear_icm_loss(call.backend, features, weight, bias, *rest)
+    tail = (call.scale, *mixed, call.axis, call.reduction, call.processes)
+    return blocked.linear_icm_loss(call.backend_of("icm_loss"), features, weight, bias, *tail)
 
 
 def _renamed(labels: Tensor, slots: Tensor) -> Tensor:
@@ -192,9 +215,11 @@ def _renamed(labels: Tensor, slots: Tensor) -> Tensor:
 
 def _on_mixed_classifiers(call: _Call, target: MixedTarget) -> Any:
     cols = columns(target, call.weight.shape[0], accumulation_type(call.weight.dtype))
+    # Looked at where that is free: on a GPU, and in a compiled graph, all is multiplied by 1 or NaN.
+    is_known = _dispatch.reads_values(call.features) and bool(cols.valid)
     mixture = (
         *(cols.first, cols.second, torch.where(cols.pure, 1.0, cols.w_first)),
-        *(torch.where(cols.pure, 0.0, cols.w_second), one(cols.valid)),
+        *(torch.where(cols.pure, 0.0, cols.w_second), None if is_known else one(cols.valid)),
     )
     weight = mixed_rows(call.weight, *mixture, sparse=call.sparse)
     bias = None if call.bias is None else mixed_rows(call.bias[:, None], *mixture)[:, 0]
@@ -203,16 +228,20 @@ def _on_mixed_classifiers(call: _Call, target: MixedTarget) -> Any:
 
 def _of_views(call: _Call, weight: Tensor, bias: Tensor | None) -> Any:
     features, weight, bias = call.narrowed(call.features, weight, bias)
-    return two_views.contrastive_loss(call.backend, features, weight, bias, call.scale, call.axis, call.reduction)
+    return _of_scores(call, features, weight, bias)
+
+
+def _of_scores(call: _Call, x: Tensor, y: Tensor, bias: Tensor | None) -> Any:
+    rest = (call.scale, call.axis, call.reduction, call.processes)
+    return two_views.contrastive_loss(call.backend_of("contrastive_loss"), x, y, bias, *rest)
 
 
 def _of_dense(call: _Call, target: Tensor) -> Any:
-    rows, depth, classes = *call.features.shape, call.weight.shape[0]
+    rows, depth, classes = len(target), call.weight.shape[1], call.weight.shape[0]
     if classes * (depth + 3 * rows) < 4 * rows * depth:  # operations of the products, logits against classifiers
         logits = F.linear(call.features, call.weight, call.bias)
         dtype = accumulation_type(logits.dtype)
-        views = logits.to(dtype), target.to(dtype)
-        return two_views.contrastive_loss(call.backend, *views, None, call.scale, call.axis, call.reduction)
+        return _of_scores(call, logits.to(dtype), target.to(dtype), None)
     rows_of_target = target.to(call.weight.dtype)
     bias = None if call.bias is None else rows_of_target @ call.bias
     return _of_views(call, rows_of_target @ call.weight, bias)
@@ -221,7 +250,8 @@ def _of_dense(call: _Call, target: Tensor) -> Any:
 def _of_hard(call: _Call, target: Tensor) -> Any:
     features, weight, bias = call.narrowed(call.features, call.weight, call.bias)
     rest = (call.scale, target.long(), call.reduction)
-    return linear_cross_entropy.linear_cross_entropy(call.backend, features, weight, bias, *rest)
+    backend = call.backend_of("mixup_cross_entropy")
+    return linear_cross_entropy.linear_cross_entropy(backend, features, weight, bias, *rest)
 
 
 _FORMS: dict[str, Any] = {"mixed": _of_mixed, "dense": _of_dense, "hard": _of_hard}
@@ -246,8 +276,8 @@ def _check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None) -> 
     if bias is None:
         return
     check_floating(_WHERE, "bias", bias)
+    check_same_device(_WHERE, features=features, bias=bias)
     if bias.shape != weight.shape[:1] or _dispatch.autocast_type(bias) != _dispatch.autocast_type(weight):
         raise ValueError(
             f"{_WHERE}: expected bias of shape ({weight.shape[0]},) and the type of weight, got {describe(bias)}"
         )
-    check_same_device(_WHERE, features=features, bias=bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ class ICMLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         logit_scale: multiplies the mixed scores: a number; a 0-d tensor, kept as a buffer; or an `nn.Parameter`, which
             becomes a parameter of the module and is trained.
+        process_group: of processes that each hold some rows of one batch; see `functional.icm_loss`.
         validate: check the values of the target in every call. Waits for a GPU.
         backend: None or "auto", "reference", "cpu", "triton", "cuda".
 
@@ -47,6 +50,7 @@ class ICMLoss(nn.Module):
         axis: Axis = "both",
         reduction: Reduction = "mean",
         logit_scale: float | Tensor | None = None,
+        process_group: Any = None,
         validate: bool = False,
         backend: str | None = None,
     ) -> None:
@@ -54,6 +58,7 @@ class ICMLoss(nn.Module):
         check_choice("ICMLoss", "axis", axis, AXIS_NAMES)
         check_choice("ICMLoss", "reduction", reduction, REDUCTION_NAMES)
         self.axis, self.reduction, self.validate, self.backend = axis, reduction, validate, backend
+        self.process_group = process_group
         keep_scale(self, "ICMLoss", logit_scale)
 
     def forward(self, logits: Tensor, target: MixedTarget | Tensor) -> Tensor:
@@ -66,6 +71,7 @@ class ICMLoss(nn.Module):
             axis=self.axis,
             reduction=self.reduction,
             logit_scale=self.logit_scale,
+            process_group=self.process_group,
             validate=self.validate,
             backend=self.backend,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ class LinearICMLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         logit_scale: multiplies the mixed scores: a number; a 0-d tensor, kept as a buffer; or an `nn.Parameter`, which
             becomes a parameter of the module and is trained.
+        process_group: of processes that each hold some rows of one batch; see `functional.icm_loss`.
         sparse_grad: give the weight a sparse gradient, without the rows of classes that the batch does not use.
         validate: check the values of the target in every call. Waits for a GPU.
         backend: None or "auto", "reference", "cpu", "triton", "cuda".
@@ -56,6 +59,7 @@ class LinearICMLoss(nn.Module):
         axis: Axis = "both",
         reduction: Reduction = "mean",
         logit_scale: float | Tensor | None = None,
+        process_group: Any = None,
         sparse_grad: bool = False,
         validate: bool = False,
         backend: str | None = None,
@@ -73,6 +77,7 @@ class LinearICMLoss(nn.Module):
         self._head = _Reference(head, bias)
         self.axis, self.reduction, self.sparse_grad = axis, reduction, sparse_grad
         self.validate, self.backend = validate, backend
+        self.process_group = process_group
         keep_scale(self, where, logit_scale)
 
     def forward(self, features: Tensor, target: MixedTarget | Tensor) -> Tensor:
@@ -90,6 +95,7 @@ class LinearICMLoss(nn.Module):
             axis=self.axis,
             reduction=self.reduction,
             logit_scale=self.logit_scale,
+            process_group=self.process_group,
             sparse_grad=sparse,
             validate=self.validate,
             backend=self.backend,

@@ -32,7 +32,8 @@ class _Rows(torch.autograd.Function):
         parts = [(first, grad)]
         if second is not None:
             wide = grad.to(w_first.dtype)
-            parts = [(first, wide * w_first[:, None]), (second, wide * w_second[:, None])]
+            of_second = (wide * w_second[:, None]).masked_fill_((w_second == 0)[:, None], 0.0)
+            parts = [(first, wide * w_first[:, None]), (second, of_second)]
         if sparse:
             index, values = (torch.cat(each) for each in zip(*parts, strict=True))
             # Of one part, the classes are distinct and ascending.
@@ -47,8 +48,8 @@ class _Rows(torch.autograd.Function):
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device, valid: Tensor | None) -> Tensor:
-    """Zeros; NaN if the target is not valid, which only a CPU may look at."""
-    if valid is None or (device.type == "cpu" and not bool(valid.isnan())):
+    """Zeros; NaN if the target is not valid."""
+    if valid is None:
         return torch.zeros(shape, dtype=dtype, device=device)  # on a CPU memory that nobody touches costs nothing
     return (valid - 1).to(dtype).expand(shape).clone(memory_format=torch.contiguous_format)
 
@@ -75,11 +76,12 @@ def mixed_rows(
     valid: Tensor | None,
     sparse: bool = False,
 ) -> Tensor:
-    """w_first * table[first] + w_second * table[second]; `valid`: () 1, or NaN for a target that is not."""
+    """w_first * table[first] + w_second * table[second]; `valid`: () 1, or NaN for a bad target; None: it is good."""
     if torch.compiler.is_compiling():
+        table = table if valid is None else table * valid.to(table.dtype)
         mixed = [
             torch.where((w == 0)[:, None], 0.0, table.index_select(0, index) * w[:, None])
             for index, w in ((first, w_first), (second, w_second))
         ]
-        return ((mixed[0] + mixed[1]) * (1.0 if valid is None else valid)).to(table.dtype)
+        return (mixed[0] + mixed[1]).to(table.dtype)
     return _Rows.apply(table, (first, second, w_first, w_second, valid, sparse))

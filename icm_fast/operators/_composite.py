@@ -23,6 +23,7 @@ from ._library import (
     overload,
     refuse_second_derivative,
 )
+from ._processes import Processes
 
 DIFFERENTIABLE = 4
 
@@ -55,29 +56,31 @@ class Composite(NamedTuple):
         """Tensors that it takes."""
         return self.tensors.count("Tensor")
 
-    def __call__(self, backend: str, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def __call__(self, backend: str, *inputs: Any, processes: Processes | None = None) -> tuple[Tensor, Tensor]:
         """Loss and its two axis terms (detached)."""
         if torch.compiler.is_compiling():
             loss, terms, *_ = overload(f"{self.name}_fwd", backend)(*inputs)
             return loss, terms
-        return _EagerLoss.apply(self, backend, *inputs)
+        return _EagerLoss.apply(self, backend, processes, *inputs)
 
 
-def _gradients(composite: Composite, ctx: Any, backward: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, saved: tuple[Tensor, ...], backward: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.wanted
-    gradients = list(backward(grad, *ctx.saved_tensors, *ctx.options, *wanted))
+    gradients = list(backward(grad, *saved, *ctx.options, *wanted))
     if wanted[-1]:  # the kernels give that of the scale in the type of sums
-        gradients[-1] = gradients[-1].to(ctx.saved_tensors[DIFFERENTIABLE - 1].dtype)
+        gradients[-1] = gradients[-1].to(saved[DIFFERENTIABLE - 1].dtype)
     return tuple(gradient if wants else None for gradient, wants in zip(gradients, wanted, strict=True))
 
 
 class _EagerLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, composite: Composite, backend: str, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, composite: Composite, backend: str, processes: Processes | None, *inputs: Any
+    ) -> tuple[Tensor, Tensor]:
         tensors, ctx.options = inputs[: composite.arity], inputs[composite.arity :]
+        ctx.call = composite, backend, {"processes": processes}
         with torch._C._AutoDispatchBelowAutograd():
-            loss, terms, *statistics = composite.forward(backend, *inputs)
-        ctx.composite, ctx.backend = composite, backend
+            loss, terms, *statistics = composite.forward(backend, *inputs, **ctx.call[2])
         ctx.save_for_backward(*tensors, *statistics)
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
@@ -85,14 +88,15 @@ class _EagerLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> Any:
-        others = (None,) * (len(ctx.needs_input_grad) - 2 - DIFFERENTIABLE)
         if grad is None:
-            return None, None, *(None,) * DIFFERENTIABLE, *others
-        ctx.wanted = ctx.needs_input_grad[2 : 2 + DIFFERENTIABLE]
+            return (None,) * len(ctx.needs_input_grad)
+        composite, backend, shared = ctx.call
+        ctx.wanted = ctx.needs_input_grad[3 : 3 + DIFFERENTIABLE]
+        others = (None,) * (len(ctx.needs_input_grad) - 3 - DIFFERENTIABLE)
+        saved = ctx.saved_tensors  # once, and above autograd: checkpointing runs the forward pass again to get them
         with torch._C._AutoDispatchBelowAutograd():
-            backward = functools.partial(ctx.composite.backward, ctx.backend)
-            gradients = _gradients(ctx.composite, ctx, backward, grad)
-        return None, None, *refuse_second_derivative(*gradients), *others
+            gradients = _gradients(ctx, saved, functools.partial(composite.backward, backend, **shared), grad)
+        return None, None, None, *refuse_second_derivative(*gradients), *others
 
 
 _OPTIONS = "int diagonal, bool class_axis, bool pair_axis, int reduction"
@@ -118,6 +122,7 @@ def _register(composite: Composite, backend: str) -> None:
         return loss, terms, *composite.shapes_of_statistics(backend, *given)
 
     def fake_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+        check_one_device(grad, *(each for each in inputs if isinstance(each, Tensor)))
         empty = inputs[0].new_empty
         first, second, bias, _ = (
             given.new_empty(given.shape) if wants else empty(0)
@@ -148,25 +153,47 @@ def _register(composite: Composite, backend: str) -> None:
     def registered_backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         ctx.wanted = ctx.needs_input_grad[:DIFFERENTIABLE]
         rest = (None,) * (len(ctx.needs_input_grad) - DIFFERENTIABLE)
-        return *_gradients(composite, ctx, of, grad), *rest
+        return *_gradients(ctx, ctx.saved_tensors, of, grad), *rest
 
     torch.library.register_autograd(f"icm_fast::{name}_fwd.{backend}", registered_backward, setup_context=setup_context)
 
 
-def loss_of_terms(class_terms: Tensor, pair_terms: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """The loss and its two axis terms, reduced; an axis that is not asked for is 0."""
+def options_of(options: tuple[Any, ...]) -> Options:
+    """The options of a direct call, checked."""
+    how = Options(*options)
+    torch._check(how.reduction in REDUCTIONS.values(), lambda: f"expected a reduction of {REDUCTIONS}, got {how}")
+    return how
+
+
+def loss_of_terms(
+    class_terms: Tensor, pair_terms: Tensor, options: Options, processes: Processes | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss and its two axis terms, reduced over the rows of all processes; an axis that is not asked for is 0."""
     zero = torch.zeros_like(class_terms)
     terms = torch.stack((class_terms if options.class_axis else zero, pair_terms if options.pair_axis else zero))
     dtype = terms.dtype
     if options.reduction != REDUCTIONS["none"]:
         terms = terms.sum(1, dtype=torch.float64)
+        rows = class_terms.shape[0]
+        if processes is not None:
+            terms, rows = processes.add(terms), processes.rows
         if options.reduction == REDUCTIONS["mean"]:
-            terms = terms / class_terms.shape[0] if class_terms.shape[0] > 0 else terms * float("nan")
+            terms = terms / rows if rows > 0 else terms * float("nan")
     return terms.sum(0).to(dtype), terms.to(dtype)
 
 
-def gradient_of_terms(grad: Tensor, rows: int, columns: int, options: Options) -> tuple[Tensor, Tensor]:
+def gradient_of_terms(
+    grad: Tensor, rows: int, columns: int, options: Options, processes: Processes | None = None
+) -> tuple[Tensor, Tensor]:
     """The gradient that comes in for each row's and each column's term, () or one each."""
+    if processes is not None:
+        grad = grad * processes.count
+        if options.reduction == REDUCTIONS["none"]:  # every row's term depends on all rows
+            grad = grad.expand(rows)
+            return grad, processes.gather(grad)
+        if options.reduction == REDUCTIONS["mean"]:
+            grad = grad / max(processes.rows, 1)
+        return grad, grad
     if options.reduction == REDUCTIONS["mean"]:
         grad = grad / rows if rows > 0 else grad
     if rows == columns:

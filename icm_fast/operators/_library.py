@@ -65,7 +65,7 @@ class _NoSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient.view_as(gradient)
+        return gradient.clone() if gradient.is_sparse else gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -12,14 +12,19 @@ from torch import Tensor
 from ._library import accumulation_type
 
 # Numbers in a block of scores, and the fewest and most rows of one, by device. On a CPU a block is to stay in its last
-# cache between the products and the passes over it; on a GPU products want as many rows again (an estimate).
+# cache between the products and the passes over it; on a GPU products want as many rows again (an estimate). The fewest
+# rows are for products that would be slow with less, up to _MOST_NUMBERS of them.
 _BLOCKS = {"cpu": (1 << 21, 128, 512), "cuda": (1 << 27, 512, 4096)}
+
+
+_MOST_NUMBERS = 1 << 24
 
 
 def blocks(device: torch.device, rows: int, columns: int) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose products with all columns are formed at once."""
     numbers, fewest, most = _BLOCKS.get(device.type, _BLOCKS["cpu"])
-    size = max(fewest, min(most, numbers // max(columns, 1) // 64 * 64))
+    columns = max(columns, 1)
+    size = max(1, min(fewest, _MOST_NUMBERS // columns), min(most, numbers // columns // 64 * 64))
     return ((begin, min(rows, begin + size)) for begin in range(0, rows, size))
 
 
@@ -51,8 +56,8 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     """The products inside keep the types that they are given: what autocast wants was done outside."""
 
     @functools.wraps(function)
-    def run(backend: str, first: Tensor, *rest: Any) -> Any:
+    def run(backend: str, first: Tensor, *rest: Any, **options: Any) -> Any:
         with torch.autocast(first.device.type, enabled=False):
-            return function(backend, first, *rest)
+            return function(backend, first, *rest, **options)
 
     return run

@@ -65,8 +65,9 @@ class _EagerAMMixupLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        saved = ctx.saved_tensors  # above autograd: checkpointing runs the forward pass again to get them
         with torch._C._AutoDispatchBelowAutograd():
-            dlogits = _BACKWARD[ctx.backend](grad, *ctx.saved_tensors, ctx.reduction)
+            dlogits = _BACKWARD[ctx.backend](grad, *saved, ctx.reduction)
         (dlogits,) = refuse_second_derivative(dlogits)
         return None, None, dlogits, None, None, None
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, register
-from ._library import BACKENDS, REDUCTIONS, accumulation_type, declare, overload
+from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, options_of, register
+from ._library import BACKENDS, REDUCTIONS, accumulation_type, check_one_device, declare, overload
+from ._processes import Processes
 from ._products import add_product, new_sum, products, without_autocast
 from .icm_loss import AXES
 
@@ -36,6 +37,7 @@ def _fake_gradient(
     pair_axis: bool,
     gradient_of_scale: bool,
 ) -> Tensor:
+    check_one_device(scores, grad_row, grad_column, row_stats, column_stats)
     return scores.new_empty([], dtype=accumulation_type(scores.dtype))
 
 
@@ -71,10 +73,16 @@ def merge_sums(a: Tensor, b: Tensor) -> Tensor:
 
 @without_autocast
 def forward(
-    backend: str, x: Tensor, y: Tensor, bias: Tensor | None, logit_scale: Tensor | None, *options: Any
+    backend: str,
+    x: Tensor,
+    y: Tensor,
+    bias: Tensor | None,
+    logit_scale: Tensor | None,
+    *options: Any,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, terms, row_stats, column_stats."""
-    how = Options(*options)
+    how = options_of(options)
     rows, columns = x.shape[0], y.shape[0]
     dtype = accumulation_type(x.dtype)
     row_stats = x.new_empty([3, rows], dtype=dtype)
@@ -82,9 +90,12 @@ def forward(
     for begin, end, scores in products(x, y, bias):
         row_stats[:, begin:end], sums = _SUMS[backend](scores, logit_scale, how.diagonal + begin)
         column_stats = sums if begin == 0 else merge_sums(column_stats, sums)
+    if processes is not None:
+        place, part = column_stats.double()
+        column_stats = torch.stack(processes.whole_columns(place, part, 1.0)).to(dtype)
     largest, sums, own = row_stats
     owned = column_stats[:, how.diagonal : how.diagonal + rows]
-    loss, terms = loss_of_terms((largest - own) + sums.log(), (owned[0] - own) + owned[1].log(), how)
+    loss, terms = loss_of_terms((largest - own) + sums.log(), (owned[0] - own) + owned[1].log(), how, processes)
     return loss, terms, row_stats, column_stats
 
 
@@ -99,12 +110,13 @@ def backward(
     row_stats: Tensor,
     column_stats: Tensor,
     *options: Any,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, bias and logit_scale; those that are not wanted are empty."""
     how, (wants_x, wants_y, wants_bias, wants_scale) = Options(*options[:4]), options[4:]
     rows, columns = x.shape[0], y.shape[0]
     dtype = accumulation_type(x.dtype)
-    grad_row, grad_column = gradient_of_terms(grad.to(dtype), rows, columns, how)
+    grad_row, grad_column = gradient_of_terms(grad.to(dtype), rows, columns, how, processes)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else x.new_empty(0)
     dy = new_sum(y) if wants_y else y.new_empty(0)
     dbias = x.new_zeros(columns, dtype=dtype) if wants_bias else x.new_empty(0)
@@ -150,6 +162,12 @@ def contrastive_loss(
     logit_scale: Tensor | None,
     axis: str,
     reduction: str,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and its two axis terms (detached), differentiable in x, y, bias and logit_scale; of one type."""
-    return _LOSS(backend, x, y, bias, logit_scale, *Options(0, *AXES[axis], REDUCTIONS[reduction]))
+    """Loss and its two axis terms (detached), differentiable in x, y, bias and logit_scale; of one type.
+
+    Of several processes, x are the rows of this one and y those of all.
+    """
+    diagonal = 0 if processes is None else processes.first
+    options = Options(diagonal, *AXES[axis], REDUCTIONS[reduction])
+    return _LOSS(backend, x, y, bias, logit_scale, *options, processes=processes)

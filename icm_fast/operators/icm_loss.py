@@ -164,9 +164,10 @@ class _EagerICMLoss(torch.autograd.Function):
         if grad is None:  # nothing above this loss takes part
             return None, None, None
         backend, options = ctx.call
+        saved = ctx.saved_tensors  # once, and above autograd: checkpointing runs the forward pass again to get them
         with torch._C._AutoDispatchBelowAutograd():
-            dlogits, dscale = BACKWARD[backend](grad, grad, *ctx.saved_tensors, *options, ctx.needs_input_grad[1])
-        scale_gradient = _scale_gradient(ctx.saved_tensors[4], dscale) if ctx.needs_input_grad[1] else None
+            dlogits, dscale = BACKWARD[backend](grad, grad, *saved, *options, ctx.needs_input_grad[1])
+        scale_gradient = _scale_gradient(saved[4], dscale) if ctx.needs_input_grad[1] else None
         return *refuse_second_derivative(dlogits, scale_gradient), None
 
 
@@ -221,8 +222,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _registered_backward(backend: str) -> Any:
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         wants_scale = ctx.needs_input_grad[4]
-        dlogits, dscale = BACKWARD[backend](grad, grad, *ctx.saved_tensors, *ctx.options, wants_scale)
-        scale_gradient = _scale_gradient(ctx.saved_tensors[4], dscale) if wants_scale else None
+        saved = ctx.saved_tensors
+        dlogits, dscale = BACKWARD[backend](grad, grad, *saved, *ctx.options, wants_scale)
+        scale_gradient = _scale_gradient(saved[4], dscale) if wants_scale else None
         return dlogits, None, None, None, scale_gradient, None, None, None, None
 
     return backward

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, register
+from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, options_of, register
 from ._library import REDUCTIONS, accumulation_type
 from ._products import add_product, new_sum, products, without_autocast
 from .mixup_cross_entropy import BACKWARD, FORWARD
@@ -25,7 +25,15 @@ def _pure(labels: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
 
 
 def _scaled(logits: Tensor, logit_scale: Tensor | None) -> Tensor:
-    return logits if logit_scale is None else (logits.to(logit_scale.dtype) * logit_scale).to(logits.dtype)
+    if logit_scale is None:
+        return logits
+    dtype = accumulation_type(logits.dtype)
+    return (logits.to(dtype) * logit_scale.to(dtype)).to(logits.dtype)
+
+
+def _one_if_valid(labels: Tensor, classes: int) -> Tensor:
+    """NaN if a label of any block is out of range: the whole loss and gradient are then."""
+    return torch.where(((labels >= 0) & (labels < classes)).all(), 1.0, float("nan"))
 
 
 @without_autocast
@@ -37,15 +45,18 @@ def forward(
     logit_scale: Tensor | None,
     labels: Tensor,
     *options: Any,
+    processes: None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, terms (the class axis only), row_stats."""
+    torch._check(labels.shape == features.shape[:1], lambda: "linear_cross_entropy: expected a label for each row")
     dtype = accumulation_type(features.dtype)
     terms = features.new_empty([features.shape[0]], dtype=dtype)
     row_stats = features.new_empty([2, features.shape[0]], dtype=dtype)
     for begin, end, logits in products(features, weight, bias):
         part = FORWARD[backend](_scaled(logits, logit_scale), *_pure(labels[begin:end]), *_PLAIN)
         terms[begin:end], row_stats[:, begin:end] = part
-    loss, both = loss_of_terms(terms, terms, Options(*options))
+    terms *= _one_if_valid(labels, weight.shape[0])
+    loss, both = loss_of_terms(terms, terms, options_of(options))
     return loss, both, row_stats
 
 
@@ -60,11 +71,13 @@ def backward(
     labels: Tensor,
     row_stats: Tensor,
     *options: Any,
+    processes: None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, weight, bias and logit_scale; those that are not wanted are empty."""
     how, (wants_features, wants_weight, wants_bias, wants_scale) = Options(*options[:4]), options[4:]
     rows, dtype = features.shape[0], accumulation_type(features.dtype)
     grad, _ = gradient_of_terms(grad.to(dtype), rows, rows, how)
+    grad = grad * _one_if_valid(labels, weight.shape[0])
     new = features.new_empty
     dfeatures = new(features.shape) if wants_features else new(0)
     dweight = new_sum(weight) if wants_weight else new(0)

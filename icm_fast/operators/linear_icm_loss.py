@@ -11,86 +11,46 @@ in float64 are offset, shift and sum of the exponentials relative to both; `plan
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, register
+from ._columns import columns_of_block, merge, whole_terms
+from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, options_of, register
 from ._library import REDUCTIONS, accumulation_type
+from ._processes import Processes
 from ._products import add_product, new_sum, products, without_autocast
 from .icm_loss import AXES, BACKWARD, FORWARD, plan_size
 
 
-def _magnitude(logit_scale: Tensor | None) -> Tensor | float:
-    return 1.0 if logit_scale is None else logit_scale.double().abs()
-
-
-def _exact_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """a - b and its rounding error (Knuth's TwoSum)."""
-    rounded = a - b
-    of_b = rounded - a
-    return rounded, (a - (rounded - of_b)) - (b + of_b)
-
-
-def _distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-    """From offset and shift b to a: each may be large and their sum small, whose digits must not be lost."""
-    (offset, first), (shift, second) = (_exact_difference(*pair) for pair in zip(a, b, strict=True))
-    return (offset + shift) + (first + second)
-
-
-def merge(of_columns: list[Tensor], logit_scale: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    """`column_sums` of all blocks, and the log of each column's whole sum over the block's part of it, in nats."""
-    scale = _magnitude(logit_scale)
-    offsets, shifts, sums = torch.stack(of_columns, 1).double()  # (blocks, columns) each
-    has_terms = sums != 0  # NaN included
-    rough = torch.where(has_terms, (offsets - offsets[0]) + shifts, -torch.inf)
-    highest = rough.argmax(0, keepdim=True)
-    place = offsets.gather(0, highest), shifts.gather(0, highest)
-    above = _distance((offsets, shifts), place) * scale
-    whole = torch.where(has_terms, sums * above.exp(), 0.0).sum(0)
-    lacked = whole.log() - sums.log() - above
-    # A block of nothing but -inf lacks all, unless the others have no more.
-    lacked = torch.where(~has_terms & (whole > 0), math.inf, lacked)
-    return torch.cat((*place, whole[None])), list(lacked)
-
-
-def _columns_of_block(row_stats: Tensor, column_sums: Tensor, logit_scale: Tensor | None) -> Tensor:
-    """(3, columns) for the backward pass of a block: the whole sums in its own terms."""
-    *place, whole = column_sums
-    offset, is_repaired = row_stats[4, 0].double().expand_as(whole), row_stats[3, 0].isnan()
-    # A repaired block subtracts a shift too, which counts as it is stored.
-    zero = torch.zeros_like(whole)
-    shift = _distance((place[0], place[1]), (offset, zero)).to(row_stats.dtype).double()
-    shift = torch.where(is_repaired, shift, zero)
-    above = _distance((place[0], place[1]), (offset, shift)) * _magnitude(logit_scale)
-    return torch.stack((offset, shift, whole * above.exp())).to(row_stats.dtype)
-
-
-def _whole(terms: Tensor, lacked: Tensor) -> Tensor:
-    """The columns' terms of all rows, from those of a block; NaN, of a block of -inf alone, may become infinite."""
-    return torch.where(lacked == math.inf, math.inf, terms.double() + lacked).to(terms.dtype)
+def _logits(features: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterable[tuple[int, int, Tensor]]:
+    """Blocks of logits; with no weight the features are the logits, in one block."""
+    if weight is None:
+        return [(0, features.shape[0], features)]
+    if features.shape[0] == 0:
+        return [(0, 0, features.new_empty([0, weight.shape[0]]))]
+    return products(features, weight, bias)
 
 
 @without_autocast
 def forward(
     backend: str,
     features: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     logit_scale: Tensor | None,
     y_a: Tensor,
     y_b: Tensor,
     lam: Tensor,
     *options: Any,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, ...]:
     """Loss, terms, row_stats, column_sums, plan."""
-    how = Options(*options)
-    rows = features.shape[0]
+    how = options_of(options)
     of_rows, of_columns, terms, plans, ranges = [], [], [], [], []
-    nothing = [(0, 0, features.new_empty([0, weight.shape[0]]))]
-    for begin, end, logits in products(features, weight, bias) if rows > 0 else nothing:
+    for begin, end, logits in _logits(features, weight, bias):
         place = (how.diagonal + begin, how.class_axis, how.pair_axis, REDUCTIONS["none"])
         _, block_terms, row_stats, column_stats, block_plan = FORWARD[backend](
             logits, y_a, y_b, lam, logit_scale, *place
@@ -100,10 +60,10 @@ def forward(
         terms.append(block_terms)
         plans.append(block_plan)
         ranges.append((begin, end))
-    column_sums, lacked = merge(of_columns, logit_scale)
+    column_sums, lacked = merge(of_columns, logit_scale, processes)
     owned = [more[how.diagonal + begin : how.diagonal + end] for (begin, end), more in zip(ranges, lacked, strict=True)]
-    pair_terms = [_whole(of[1], more) for of, more in zip(terms, owned, strict=True)]
-    loss, both = loss_of_terms(torch.cat([of[0] for of in terms]), torch.cat(pair_terms), how)
+    pair_terms = [whole_terms(of[1], more) for of, more in zip(terms, owned, strict=True)]
+    loss, both = loss_of_terms(torch.cat([of[0] for of in terms]), torch.cat(pair_terms), how, processes)
     return loss, both, torch.cat(of_rows, 1), column_sums, plans[0]  # of the target alone: the same for every block
 
 
@@ -112,7 +72,7 @@ def backward(
     backend: str,
     grad: Tensor,
     features: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     logit_scale: Tensor | None,
     y_a: Tensor,
@@ -122,26 +82,31 @@ def backward(
     column_sums: Tensor,
     plan: Tensor,
     *options: Any,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, weight, bias and logit_scale; those that are not wanted are empty."""
     how, (wants_features, wants_weight, wants_bias, wants_scale) = Options(*options[:4]), options[4:]
     rows, dtype = features.shape[0], accumulation_type(features.dtype)
-    grad_row, grad_column = gradient_of_terms(grad.to(dtype), rows, y_a.shape[0], how)
+    grad_row, grad_column = gradient_of_terms(grad.to(dtype), rows, y_a.shape[0], how, processes)
     new = features.new_empty
     dfeatures = new(features.shape) if wants_features else new(0)
-    dweight = new_sum(weight) if wants_weight else new(0)
-    dbias = features.new_zeros([weight.shape[0]], dtype=dtype) if wants_bias else new(0)
+    dweight = new_sum(weight) if weight is not None and wants_weight else new(0)
+    dbias = new_sum(bias) if bias is not None and wants_bias else new(0)
     dscale = features.new_zeros([] if wants_scale else [0], dtype=dtype)
-    for begin, end, logits in products(features, weight, bias):
+    for begin, end, logits in _logits(features, weight, bias):
         of_rows = grad_row if grad_row.dim() == 0 else grad_row[begin:end]
         place = (how.diagonal + begin, how.class_axis, how.pair_axis, REDUCTIONS["sum"], wants_scale)
+        if begin == end:
+            break
         of_block = row_stats[:, begin:end]
-        columns = _columns_of_block(of_block, column_sums, logit_scale)
+        columns = columns_of_block(of_block, column_sums, logit_scale)
         statistics = of_block[:4].contiguous(), columns, plan
         target = (y_a, y_b, lam, logit_scale)
         dlogits, part = BACKWARD[backend](of_rows, grad_column, logits, *target, *statistics, *place)
         if wants_scale:
             dscale += part
+        if weight is None:
+            return dlogits, dweight, dbias, dscale
         if wants_features:
             torch.mm(dlogits, weight, out=dfeatures[begin:end])
         if wants_weight:
@@ -149,7 +114,7 @@ def backward(
         if wants_bias:
             dbias += dlogits.sum(0, dtype=dtype)
         del dlogits  # or the next block's would be beside it
-    return dfeatures, dweight.to(weight.dtype), dbias.to(features.dtype), dscale
+    return dfeatures, dweight.to(features.dtype), dbias.to(features.dtype), dscale
 
 
 def _statistics(backend: str, features: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
@@ -177,7 +142,7 @@ _LOSS = register(
 def linear_icm_loss(
     backend: str,
     features: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     logit_scale: Tensor | None,
     y_a: Tensor,
@@ -185,7 +150,12 @@ def linear_icm_loss(
     lam: Tensor,
     axis: str,
     reduction: str,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and its two axis terms (detached), differentiable in features, weight, bias and logit_scale."""
-    options = Options(0, *AXES[axis], REDUCTIONS[reduction])
-    return _LOSS(backend, features, weight, bias, logit_scale, y_a, y_b, lam, *options)
+    """Loss and its two axis terms (detached), differentiable in features, weight, bias and logit_scale.
+
+    With no weight the features are the logits, whose loss this is; of several processes, the target is that of all.
+    """
+    diagonal = 0 if processes is None else processes.first
+    options = Options(diagonal, *AXES[axis], REDUCTIONS[reduction])
+    return _LOSS(backend, features, weight, bias, logit_scale, y_a, y_b, lam, *options, processes=processes)

@@ -82,8 +82,9 @@ class _EagerMixupCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        saved = ctx.saved_tensors  # above autograd: checkpointing runs the forward pass again to get them
         with torch._C._AutoDispatchBelowAutograd():
-            dlogits = BACKWARD[ctx.backend](grad, *ctx.saved_tensors, *ctx.options)
+            dlogits = BACKWARD[ctx.backend](grad, *saved, *ctx.options)
         (dlogits,) = refuse_second_derivative(dlogits)
         return None, None, dlogits, None, None, None, None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+import contextlib
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +41,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype in (torch.float32, torch.bfloat16, torch.float16):
         return torch.float32
     raise TypeError(f"expected a floating-point tensor, got {dtype}")
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Where products keep the types that they are given: autocast would run them in half precision."""
+    if not torch.amp.is_autocast_available(device.type):  # the meta device
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def reduce(terms: Tensor, reduction: Reduction) -> Tensor:

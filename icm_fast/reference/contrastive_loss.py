@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ._common import Axis, Reduction, accumulation_dtype
+from ._common import Axis, Reduction, accumulation_dtype, without_autocast
 from .icm_loss import Terms, scaled, score_loss
 
 
@@ -57,7 +56,7 @@ def contrastive_loss(
     if x.shape != y.shape or x.ndim != 2:
         raise ValueError(f"contrastive_loss: expected two (B, K), got {tuple(x.shape)} and {tuple(y.shape)}")
     dtype = accumulation_dtype(x.dtype)
-    with torch.autocast(x.device.type, enabled=False):  # it would run the product in half precision
+    with without_autocast(x.device):
         Z = x.to(dtype) @ y.to(dtype).T
     if bias is not None:
         Z = Z + bias.to(dtype)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ._common import Axis, MixedTargetLike, Reduction, Target, accumulation_dtype, columns, one
+from ._common import Axis, MixedTargetLike, Reduction, Target, accumulation_dtype, columns, one, without_autocast
 from .icm_loss import Terms, icm_loss
 
 
@@ -93,7 +92,7 @@ def linear_icm_loss(
         tensor(1.3863)
     """
     dtype = accumulation_dtype(features.dtype)
-    with torch.autocast(features.device.type, enabled=False):  # it would run the product in half precision
+    with without_autocast(features.device):
         logits = features.to(dtype) @ weight.to(dtype).T
     if bias is not None:
         logits = logits + bias.to(dtype)

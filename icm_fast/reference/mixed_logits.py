@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._common import Target, TwoHot, accumulation_dtype, columns, dense_target, one
+from ._common import Target, TwoHot, accumulation_dtype, columns, dense_target, one, without_autocast
 
 
 def mixed_logits(logits: Tensor, target: Target) -> Tensor:
@@ -47,7 +47,7 @@ def mixed_logits(logits: Tensor, target: Target) -> Tensor:
     scores = logits.to(dtype)  # S
     if isinstance(target, Tensor):
         if target.is_floating_point():
-            with torch.autocast(scores.device.type, enabled=False):  # it would run the product in half precision
+            with without_autocast(scores.device):
                 return scores @ dense_target(target, dtype).T
         target = TwoHot(target, target, torch.ones((), device=target.device))
     cols = columns(target, scores.shape[1], dtype)

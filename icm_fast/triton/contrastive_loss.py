@@ -188,8 +188,8 @@ def _gradient_kernel(
         d += tl.exp2(shifted(z * factor, m[None, :], acc)) * of_column[None, :]
         target += load_vector(grad_column, own, i < rows, acc)
     d -= tl.where(own[:, None] == j[None, :], target[:, None], 0.0)  # p - 1 before it is rounded
-    if dscale is not None:  # a score of zero gradient adds nothing, -inf included
-        part = tl.sum(tl.where(mask & (d != 0), d * z, 0.0), axis=1).to(tl.float64)
+    if dscale is not None:  # a score of zero gradient adds nothing, nor does -inf, which any positive scale leaves
+        part = tl.sum(tl.where(mask & (d != 0) & (z != float("-inf")), d * z, 0.0), axis=1).to(tl.float64)
         tl.store(dscale + tl.program_id(0), tl.sum(part, axis=0))
     at = (i.to(tl.int64) * columns)[:, None] + j[None, :]
     tl.store(scores + at, (d * factor).to(scores.dtype.element_ty), mask=mask)

@@ -189,13 +189,16 @@ void gradient(const ScoreBlock<scalar_t>& s, int64_t begin, int64_t end,
       const Vec<acc_t> score = j == tail && tail > 0 ? last : load_in_row(row, columns, j);
       const Vec<acc_t> d = row_gradient(score * s.scale, load_in_row(f.column_maximum, columns, j),
                                         load_in_row(f.column_factor, columns, j));
-      if (dscale != nullptr) products += select<acc_t>(keep & (d != acc_t(0)), d * score, Vec<acc_t>{});
+      if (dscale != nullptr)
+        products +=
+            select<acc_t>(keep & (d != acc_t(0)) & (score != kLowest<acc_t>), d * score, Vec<acc_t>{});
       store_in_row(row, columns, j, d * s.scale);
     });
     from_acc(own_gradient * s.scale, row + own);
     if (dscale == nullptr) continue;
     acc_t sum = sum_lanes<acc_t>(products);
-    if (f.own_loss[i] != acc_t(0)) sum -= f.own_loss[i] * own_score;
+    // A score of -inf stays what it is at any positive scale, and adds nothing.
+    if (f.own_loss[i] != acc_t(0) && own_score != kLowest<acc_t>) sum -= f.own_loss[i] * own_score;
     dscale[i] = sum;
   }
 }
