@@ -93,6 +93,18 @@ def _icm_loss(api: Any, backend: str | None, device: torch.device, dtype: torch.
     return loss.detach(), logits.grad
 
 
+def _linear_icm_loss(api: Any, backend: str | None, device: torch.device, dtype: torch.dtype) -> Outputs:
+    features = _random(BATCH_SIZE, NUM_CLASSES, dtype=dtype, device=device, seed=3)
+    weight = _random(4 * BATCH_SIZE, NUM_CLASSES, dtype=dtype, device=device, seed=4)
+    index, lam = _partner_and_lam(device)
+    labels = 4 * torch.arange(BATCH_SIZE, device=device)  # all distinct: on mixed classifiers
+    choice = {} if backend is None else {"backend": backend}
+    loss = api.linear_icm_loss(features / 4, weight / 4, MixedTarget(labels, labels[index], lam), **choice)
+    loss.backward()
+    assert features.grad is not None and weight.grad is not None
+    return loss.detach(), features.grad, weight.grad
+
+
 def _mixup(api: Any, backend: str | None, device: torch.device, dtype: torch.dtype) -> Outputs:
     x = _random(BATCH_SIZE, *PIXELS, dtype=dtype, device=device, seed=1)
     index, lam = _partner_and_lam(device)
@@ -103,4 +115,4 @@ def _mixup(api: Any, backend: str | None, device: torch.device, dtype: torch.dty
     return mixed.detach(), x.grad
 
 
-CASES: dict[str, Case] = {"icm_loss": _icm_loss, "mixup": _mixup}
+CASES: dict[str, Case] = {"icm_loss": _icm_loss, "linear_icm_loss": _linear_icm_loss, "mixup": _mixup}

@@ -25,6 +25,7 @@ FINITE = [name for name, each in REGIMES.items() if each.finite and name not in 
 def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "memory" not in request.node.name:
         monkeypatch.setitem(_products._BLOCKS, "cpu", (1 << 10, 16, 64))
+        monkeypatch.setattr(_products, "_KEPT", 1000)  # of 31 rows or fewer
 
 
 def random_views(

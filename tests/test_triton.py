@@ -65,7 +65,7 @@ def test_no_gpu_is_a_reason() -> None:
 @needs_triton
 def test_every_operator_has_a_kernel() -> None:
     for operation in operators.IMPLEMENTED:
-        if "triton" in operators.IMPLEMENTED[operation]:
+        if "triton" in operators.IMPLEMENTED[operation] and operation not in operators.COMPOSED:
             module = importlib.import_module(f"icm_fast.triton.{operation}")
             assert set(module.OPERATORS) == set(operators.OPERATORS[operation])
 
@@ -108,7 +108,7 @@ FILES = {
     "tests/test_icm_loss_guard.py": "single_axis or maxima or lowest",
     "tests/test_score_operators.py": "float32 and (normal or masked or nan) and sums or no_rows or refused",
     "tests/test_contrastive_loss.py": "random and dtype0 or every_regime and normal",
-    "tests/test_linear_icm_loss.py": "random and dtype0 and blocks or hard and 61",
+    "tests/test_linear_icm_loss.py": "random and dtype0 and 61",
     "tests/test_linear_icm_loss_use.py": "autocast",
     "tests/test_mixup_operator.py": "bad_values",
     "tests/test_mixup.py": "float32 and not uint8 and not boxes and not large",

@@ -36,8 +36,8 @@ def contrastive_loss(
         pair   = mean_i(logsumexp_j Z[j,i] - Z[i,i])                     y_i among the rows of x
         both   = class + pair                                            the default: a sum, no half
 
-    CLIP's loss (open_clip's ClipLoss) is half of "both", on normalised views. The (B, B) matrix is never built: blocks
-    of its rows are matrix products of the framework, and formed again in the backward pass.
+    CLIP's loss (open_clip's ClipLoss) is half of "both", on normalised views. The (B, B) matrix is not held:
+    blocks of its rows are matrix products of the framework, and formed again in the backward pass.
 
     Args:
         x: (B, K) float32, float64, bfloat16 or float16, any strides, differentiable.
@@ -61,7 +61,8 @@ def contrastive_loss(
 
     Cost:
         Four products of 2*B*B*K operations for loss and both gradients (two fewer for one of them), 4*B*B exponentials.
-        Extra memory: the gradients, and a block of scores of at most 512 rows on a CPU, some 16 MB.
+        Extra memory: the gradients, and a block of scores, on a CPU of at most 8 MB or 128 rows. All the scores, where
+        they are one such block (B <= 1448), stay until the backward pass, which else forms them again.
 
     Numerics:
         The products are the framework's, in the type of the views or in autocast's; sums in float32 (float64 for

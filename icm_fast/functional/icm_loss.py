@@ -80,8 +80,9 @@ def icm_loss(
         Two passes over logits and one write of the gradient; 2*B*B exponentials. Extra memory: the gradient
         (B*C), and in numbers 32*B for partial sums and 16*B + 128*C per thread at most. Plain PyTorch: some 28 passes
         over (B, B). A batch whose sums underflow is computed again around exact maxima, 3 to 4 times the work.
-        Dense targets: five matrix products with (B, C), Z a block of rows at a time and never whole; those with two
-        non-zeros a row are far cheaper as MixedTarget.from_dense(target).
+        Dense targets: three matrix products with (B, C), Z a block of rows at a time of at most 8 MB or 128 rows; where
+        that is all of it (B <= 1448) it stays for the backward pass, and there are two. Targets of two non-zeros a row
+        are far cheaper as MixedTarget.from_dense(target).
 
     Numerics:
         Sums in float32 (float64 for float64), gradient rounded once to the logits' type. Scores are differences to an

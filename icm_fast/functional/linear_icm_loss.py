@@ -25,8 +25,10 @@ from . import _dispatch
 _WHERE = "linear_icm_loss"
 
 # Through the logits of the classes that the batch uses, if these are at most so many of its size, else on the mixed
-# classifiers: 3 products of width U (4 where the logits are formed again) and a gather against 4 of width B.
-_MOST_CLASSES = 0.85
+# classifiers: 3 products of width U (4 where the logits are formed again) against 4 of width B. Where the ways cross
+# was measured on a CPU (python -m benchmarks.speed.crossover): at 1.37 with logits that are kept, else at 0.97.
+_MOST_CLASSES_KEPT = 1.3
+_MOST_CLASSES = 0.95
 # Of more classes than so, present ones are not gathered: it would save less than it costs.
 _WORTH_GATHERING = 0.9
 # Products of so many operations a class cost less than looking which classes are present.
@@ -57,7 +59,8 @@ def linear_icm_loss(
     `lam` of the target is the weight of the sample ITSELF. The loss of `icm_loss(features @ weight.T + bias, target)`
     (Mensink & Mettes, BMVC 2023, eq. 2, 3, 5, 7, 9), computed in the cheaper of two ways::
 
-        S = R W'^T + b'                      through the logits of the U classes that the batch uses: U <= 0.85 B
+        S = R W'^T + b'                      through the logits of the U classes that the batch uses: U <= 0.95 B, or
+                                             1.3 B where they are at most 32 MB
         Z = R W~^T + b~,  w~_j = lam_j w_a + (1 - lam_j) w_b         on the mixed classifiers: otherwise
 
     Neither holds a (B, B) array, and (B, C) logits are never held when C is large.
@@ -170,12 +173,13 @@ class _Call(NamedTuple):
 def _of_mixed(call: _Call, target: MixedTarget) -> Any:
     rows, classes = len(target), call.weight.shape[0]
     looks = _dispatch.reads_values(call.features) and (
-        call.sparse or classes > _MOST_CLASSES * rows or rows * call.weight.numel() > _WORTH_LOOKING
+        call.sparse or classes > rows or rows * call.weight.numel() > _WORTH_LOOKING
     )
     present = _present(target, classes) if looks else None
     # Without a look: what a batch can use at most. A sparse gradient needs the classes themselves.
     used = min(classes, 2 * rows) if present is None else len(present)
-    if used <= _MOST_CLASSES * rows and not (call.sparse and present is None):
+    most = _MOST_CLASSES_KEPT if rows * used <= _MOST_KEPT and call.processes is None else _MOST_CLASSES
+    if used <= most * rows and not (call.sparse and present is None):
         return _through_logits(call, target, present)
     return _on_mixed_classifiers(call, target)
 

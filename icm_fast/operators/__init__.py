@@ -15,13 +15,14 @@ from . import (
 )
 from ._library import BACKENDS, IMPLEMENTED, OPERATORS
 
-# One operation: through logits, on mixed classifiers, and on hard labels.
-IMPLEMENTED["linear_icm_loss"] = BACKENDS
-OPERATORS["linear_icm_loss"] = tuple(
-    name for operation in ("icm_loss", "contrastive_loss", "mixup_cross_entropy") for name in OPERATORS[operation]
-)
+# Operations that consist of others: through logits, on mixed classifiers, and on hard labels.
+COMPOSED = {"linear_icm_loss": ("icm_loss", "contrastive_loss", "mixup_cross_entropy")}
+for _name, _parts in COMPOSED.items():
+    IMPLEMENTED[_name] = BACKENDS
+    OPERATORS[_name] = tuple(operator for part in _parts for operator in OPERATORS[part])
 
 __all__ = [
+    "COMPOSED",
     "IMPLEMENTED",
     "OPERATORS",
     "am_mixup_loss",

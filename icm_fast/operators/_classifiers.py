@@ -50,7 +50,7 @@ class _Rows(torch.autograd.Function):
 def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device, valid: Tensor | None) -> Tensor:
     """Zeros; NaN if the target is not valid."""
     if valid is None:
-        return torch.zeros(shape, dtype=dtype, device=device)  # on a CPU memory that nobody touches costs nothing
+        return torch.zeros(shape, dtype=dtype, device=device)
     return (valid - 1).to(dtype).expand(shape).clone(memory_format=torch.contiguous_format)
 
 

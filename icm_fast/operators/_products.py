@@ -18,6 +18,8 @@ _BLOCKS = {"cpu": (1 << 21, 128, 512), "cuda": (1 << 27, 512, 4096)}
 
 
 _MOST_NUMBERS = 1 << 24
+# Scores that are kept from the forward to the backward pass: they are one block, which costs less than to form again.
+_KEPT = 1 << 21
 
 
 def blocks(device: torch.device, rows: int, columns: int) -> Iterator[tuple[int, int]]:
@@ -25,7 +27,14 @@ def blocks(device: torch.device, rows: int, columns: int) -> Iterator[tuple[int,
     numbers, fewest, most = _BLOCKS.get(device.type, _BLOCKS["cpu"])
     columns = max(columns, 1)
     size = max(1, min(fewest, _MOST_NUMBERS // columns), min(most, numbers // columns // 64 * 64))
+    if are_kept(rows, columns):
+        size = max(rows, 1)
     return ((begin, min(rows, begin + size)) for begin in range(0, rows, size))
+
+
+def are_kept(rows: int, columns: int) -> bool:
+    """Whether the scores are few enough to stay."""
+    return rows * columns <= _KEPT
 
 
 def products(x: Tensor, y: Tensor, bias: Tensor | None) -> Iterator[tuple[int, int, Tensor]]:

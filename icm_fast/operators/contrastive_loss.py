@@ -15,7 +15,7 @@ from torch import Tensor
 from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, options_of, register
 from ._library import BACKENDS, REDUCTIONS, accumulation_type, check_one_device, declare, overload
 from ._processes import Processes
-from ._products import add_product, new_sum, products, without_autocast
+from ._products import add_product, are_kept, new_sum, products, without_autocast
 from .icm_loss import AXES
 
 
@@ -80,8 +80,8 @@ def forward(
     logit_scale: Tensor | None,
     *options: Any,
     processes: Processes | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, terms, row_stats, column_stats."""
+) -> tuple[Tensor, ...]:
+    """Loss, terms, row_stats, column_stats and the scores, where these are few."""
     how = options_of(options)
     rows, columns = x.shape[0], y.shape[0]
     dtype = accumulation_type(x.dtype)
@@ -96,7 +96,8 @@ def forward(
     largest, sums, own = row_stats
     owned = column_stats[:, how.diagonal : how.diagonal + rows]
     loss, terms = loss_of_terms((largest - own) + sums.log(), (owned[0] - own) + owned[1].log(), how, processes)
-    return loss, terms, row_stats, column_stats
+    kept = scores if are_kept(rows, columns) and rows > 0 else x.new_empty([0, columns])
+    return loss, terms, row_stats, column_stats, kept
 
 
 @without_autocast
@@ -109,6 +110,7 @@ def backward(
     logit_scale: Tensor | None,
     row_stats: Tensor,
     column_stats: Tensor,
+    kept: Tensor,
     *options: Any,
     processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -121,7 +123,9 @@ def backward(
     dy = new_sum(y) if wants_y else y.new_empty(0)
     dbias = x.new_zeros(columns, dtype=dtype) if wants_bias else x.new_empty(0)
     dscale = x.new_zeros([] if wants_scale else [0], dtype=dtype)
-    for begin, end, scores in products(x, y, bias):
+    # A copy: their gradient takes the scores' place, and another backward pass may follow.
+    whole = [(0, rows, kept.clone())] if kept.shape[0] > 0 else None
+    for begin, end, scores in whole or products(x, y, bias):
         of_rows = grad_row if grad_row.dim() == 0 else grad_row[begin:end]
         statistics = row_stats[:, begin:end].contiguous(), column_stats
         place = (how.diagonal + begin, how.class_axis, how.pair_axis, wants_scale)
@@ -137,16 +141,17 @@ def backward(
     return dx, dy.to(y.dtype), dbias.to(x.dtype), dscale
 
 
-def _statistics(backend: str, x: Tensor, y: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-    dtype = accumulation_type(x.dtype)
-    return x.new_empty([3, x.shape[0]], dtype=dtype), x.new_empty([2, y.shape[0]], dtype=dtype)
+def _statistics(backend: str, x: Tensor, y: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:
+    dtype, rows, columns = accumulation_type(x.dtype), x.shape[0], y.shape[0]
+    kept = x.new_empty([rows if are_kept(rows, columns) else 0, columns])
+    return x.new_empty([3, rows], dtype=dtype), x.new_empty([2, columns], dtype=dtype), kept
 
 
 _LOSS = register(
     Composite(
         "contrastive_loss",
         "Tensor x, Tensor y, Tensor? bias, Tensor? logit_scale",
-        "Tensor row_stats, Tensor column_stats",
+        "Tensor row_stats, Tensor column_stats, Tensor kept",
         forward,
         backward,
         _statistics,
