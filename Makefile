@@ -25,6 +25,7 @@ else
   TORCH_STAMP := $(VENV)/.torch-$(CHOICE)
   TOOLS_STAMP := $(VENV)/.tools
   INSTALL_STAMP := $(VENV)/.installed
+  PEERS_STAMP := $(VENV)/.peers
 endif
 
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
@@ -40,12 +41,15 @@ demo: install
 test: install
 	$(PY) -m pytest -q --durations=10 -m "not long" tests
 
-check: install
+check: install $(PEERS_STAMP)
 	$(PY) -m pytest -q --durations=10 -m long tests
 
-# Rivals included, some ten minutes on two idle cores; rewrites the measured parts of README.md.
+# Rivals included, some twenty minutes on two idle cores; rewrites the measured parts of README.md.
 bench: install
 	$(PY) -m benchmarks.speed --operations icm_loss mixup_cross_entropy mixup --out benchmarks/results/cpu.json
+	$(PY) -m benchmarks.speed --operations linear_icm_loss contrastive_loss icm_loss_dense \
+	  --out benchmarks/results/linear.json
+	$(PY) -m benchmarks.speed.crossover --out benchmarks/results/crossover.json
 	$(PY) -m benchmarks.readme
 
 # The demo's evidence and the picture of the idea, as README.md shows them.
@@ -100,6 +104,10 @@ $(TORCH_STAMP):
 $(TOOLS_STAMP): $(TORCH_STAMP) requirements-dev.txt
 	$(PY) -m pip install -q -r requirements-dev.txt
 	@touch $@
+
+# Without them the tests that need them are skipped, and say so.
+$(PEERS_STAMP): $(TOOLS_STAMP) requirements-peers.txt
+	-$(PY) -m pip install -q --no-deps -r requirements-peers.txt && touch $@
 
 # After the build, so that pip, which hides what a build says, has nothing left to compile.
 $(INSTALL_STAMP): $(TOOLS_STAMP) pyproject.toml setup.py | build

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from .gpu import coverage
+from .speed import crossover
+from .speed.contenders import OURS
+from .speed.floor import FLOOR
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-OURS = "icm_fast"
 LOSS = "icm_loss"
 
 
@@ -30,8 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
     readme = ROOT / "README.md"
     before = readme.read_text(encoding="utf-8")
-    speed = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))
+    speed, linear, ways = (
+        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("cpu", "linear", "crossover")
+    )
     after = replace(before, "speed", speed_block(speed))
+    after = replace(after, "linear", linear_block(linear, ways))
     with (RESULTS / "digits" / "summary.csv").open(encoding="utf-8", newline="") as file:
         after = replace(after, "digits", digits_block(list(csv.DictReader(file))))
     pages = {readme: after, coverage.RESULTS / "README.md": coverage.text()}
@@ -58,7 +63,6 @@ def replace(text: str, name: str, block: str) -> str:
 
 def speed_block(speed: dict[str, Any]) -> str:
     """The loss against its rivals."""
-    machine = speed["machine"]
     rows = [
         "| (B, C) | icm_fast | best eager | best torch.compile | vs eager | vs compile | extra memory | eager's |",
         "|---|---|---|---|---|---|---|---|",
@@ -74,22 +78,32 @@ def speed_block(speed: dict[str, Any]) -> str:
         cells += [memory(each["peak_extra_bytes"]) for each in (ours, eager)]
         rows.append("| " + " | ".join(cells) + " |")
     others = [other_line(name, results) for name, results in speed["results"].items() if not name.startswith(LOSS)]
-    where = (
+    return "\n".join([f"{where(speed)}; medians:", "", *rows, "", *(line for line in others if line)])
+
+
+def where(speed: dict[str, Any]) -> str:
+    """What was measured on, and what all workloads have in common."""
+    machine = speed["machine"]
+    return (
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}, float32, one lam per sample"
     )
-    return "\n".join([f"{where}; medians:", "", *rows, "", *(line for line in others if line)])
 
 
 def contenders(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
     """Ours, the fastest eager rival and the fastest compiled one."""
-    timed = {name: result for name, result in results.items() if isinstance(result, dict) and name != OURS}
+    timed = {
+        name: result
+        for name, result in results.items()
+        if isinstance(result, dict) and name != FLOOR and not name.startswith(OURS)
+    }
     compiled = [result for name, result in timed.items() if name.startswith("torch.compile")]
     eager = [result for name, result in timed.items() if not name.startswith("torch.compile")]
-
-    def median(result: dict[str, Any]) -> float:
-        return float(result["median_us"])
-
     return results[OURS], min(eager, key=median), min(compiled, key=median, default=None)
+
+
+def median(result: dict[str, Any]) -> float:
+    """By which the fastest is found."""
+    return float(result["median_us"])
 
 
 def other_line(name: str, results: dict[str, Any]) -> str:
@@ -100,6 +114,34 @@ def other_line(name: str, results: dict[str, Any]) -> str:
     if compiled:
         against += f", {compiled['median_us'] / ours['median_us']:.2f}× of torch.compile"
     return f"- `{operation}` at {size.replace('x', '×')}: {time(ours['median_us'])}, {against}."
+
+
+def linear_block(linear: dict[str, Any], ways: dict[str, Any]) -> str:
+    """The losses that are made of matrix products, against rivals and floor; and where the ways of one cross."""
+    rows = [
+        "| loss | sizes | icm_fast | vs eager | vs compile | over the floor | extra memory | best rival's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    others: dict[str, list[str]] = {}
+    for name, results in linear["results"].items():
+        operation, _, size = name.partition("-")
+        ours, eager, compiled = contenders(results)
+        best = min((rival for rival in (eager, compiled) if rival), key=median)
+        cells = [f"`{operation}`", f"({size.replace('x', ', ')})", time(median(ours))]
+        cells += [factor(rival, ours) if rival else "not run" for rival in (eager, compiled)]
+        cells += [factor(ours, results[FLOOR]), *(memory(each["peak_extra_bytes"]) for each in (ours, best))]
+        rows.append("| " + " | ".join(cells) + " |")
+        for other, result in results.items():
+            if other.startswith(f"{OURS} ") and isinstance(result, dict):
+                text = f"{time(median(result))}, {memory(result['peak_extra_bytes'])} at {cells[1]}"
+                others.setdefault(other.removeprefix(f"{OURS} "), []).append(text)
+    lines = [f"- `{other}`: {'; '.join(texts)}." for other, texts in others.items()]
+    return "\n".join([f"{where(linear)}; medians:", "", *rows, "", *lines, f"- {crossover.sentence(ways)}"])
+
+
+def factor(slow: dict[str, Any], fast: dict[str, Any]) -> str:
+    """The quotient of two times."""
+    return f"{median(slow) / median(fast):.2f}×"
 
 
 def time(us: float) -> str:

@@ -28,9 +28,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way of linear_icm_loss, with blocks of few rows."""
     # The function of the same name hides the module.
     choice = importlib.import_module("icm_fast.functional.linear_icm_loss")
-    share, kept = WAYS[request.param]
-    monkeypatch.setattr(choice, "_MOST_CLASSES", share)
-    monkeypatch.setattr(choice, "_MOST_CLASSES_KEPT", share)
+    through_logits, kept = WAYS[request.param]
+    monkeypatch.setattr(choice, "through_logits", lambda rows, used: through_logits)
     monkeypatch.setattr(choice, "_MOST_KEPT", kept)
     monkeypatch.setitem(_products._BLOCKS, "cpu", (1 << 10, 16, 64))
     monkeypatch.setattr(_products, "_KEPT", 1000)  # of 31 rows or fewer

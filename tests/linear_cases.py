@@ -9,8 +9,8 @@ import icm_fast as icm
 from icm_fast import functional as F_icm
 from icm_fast.testing.linear import Inputs, Results
 
-# Logits kept, logits a block of rows at a time, mixed classifiers: classes of the batch's size, numbers that are kept.
-WAYS = {"logits": (torch.inf, 1 << 60), "blocks": (torch.inf, -1), "classifiers": (-1.0, 0)}
+# Logits kept, logits a block of rows at a time, mixed classifiers: whether through logits, numbers that are kept.
+WAYS = {"logits": (True, 1 << 60), "blocks": (True, -1), "classifiers": (False, 0)}
 
 
 def random_case(

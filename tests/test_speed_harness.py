@@ -16,7 +16,7 @@ from benchmarks.speed.contenders import OURS, contenders, step, truth
 from benchmarks.speed.floor import FLOOR
 from benchmarks.speed.measure import Measurement, largest_error, measure
 from benchmarks.speed.report import table
-from benchmarks.speed.workloads import OPERATIONS, linear_workload, workloads
+from benchmarks.speed.workloads import OPERATIONS, workloads
 
 SIZES: dict[str, tuple[int, ...]] = {
     "icm_loss": (9, 5),
@@ -71,7 +71,7 @@ def test_the_floor_takes_the_way_of_the_loss(classes: int, way: str, monkeypatch
     taken = []
     of_views = floor._of_views
     monkeypatch.setattr(floor, "_of_views", lambda *size: taken.append(size) or of_views(*size))
-    run = floor.floor(linear_workload((16, 4, classes), one_lam=False))
+    run = floor.floor(crossover.workload((16, 4, classes)))
     assert run is not None
     run()
     assert taken == ([(16, 4)] if way == "views" else [])

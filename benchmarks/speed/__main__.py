@@ -12,16 +12,14 @@ from .contenders import OURS
 from .measure import Measurement
 from .race import race
 from .report import Results, machine, table, write
-from .workloads import workloads
-
-OPERATIONS = ("icm_loss", "mixup_cross_entropy", "mixup")
+from .workloads import OPERATIONS, workloads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; 1 if a result of ours was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=["icm_loss"], metavar="OPERATION")
-    parser.add_argument("--sizes", nargs="+", type=_size, help="such as 128x100 1024x1000 (batch x classes)")
+    parser.add_argument("--sizes", nargs="+", type=_size, help="such as 128x100 (batch x classes), 1024x512x1000")
     parser.add_argument("--one-lam", action="store_true", help="one lam for the batch instead of one per sample")
     parser.add_argument("--no-compile", action="store_true", help="leave the torch.compile rivals out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
 
 import torch
 
@@ -16,11 +18,18 @@ from .contenders import contenders, truth
 from .measure import Measurement, measure
 from .workloads import workloads
 
+Measured = TypeVar("Measured")
+
 
 def race(operation: str, size: tuple[int, ...], options: argparse.Namespace) -> dict[str, Measurement | str]:
+    """All contenders for one size."""
+    return alone(_race, operation, size, options)
+
+
+def alone(function: Callable[..., Measured], *arguments: object) -> Measured:
     """Start the process and wait for what it measured."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_race, operation, size, options).result()
+        return pool.submit(function, *arguments).result()
 
 
 def _race(operation: str, size: tuple[int, ...], options: argparse.Namespace) -> dict[str, Measurement | str]:

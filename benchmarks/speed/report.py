@@ -14,6 +14,7 @@ import torch
 import icm_fast as icm
 
 from .contenders import OURS
+from .floor import FLOOR
 from .measure import Measurement
 
 Results = dict[str, dict[str, Measurement | str]]
@@ -43,8 +44,11 @@ def table(results: dict[str, Measurement | str]) -> str:
         if isinstance(ours, Measurement) and name != OURS:
             factor = result.median_us / ours.median_us
             ratio = f"{factor:8.2f}x faster" if factor >= 1 else f"{1 / factor:8.2f}x slower"
-        times = "".join(f" {_time(us):>10}" for us in (result.median_us, result.p20_us, result.p80_us))
-        lines.append(f"  {name:34}{times} {result.peak_extra_bytes / 2**20:9.1f} MiB {result.error:8.0e} {ratio}")
+            if name == FLOOR:
+                ratio = f"{1 / factor:8.2f}x the floor"
+        times = "".join(f" {time(us):>10}" for us in (result.median_us, result.p20_us, result.p80_us))
+        error = "" if result.error is None else f"{result.error:.0e}"
+        lines.append(f"  {name:34}{times} {result.peak_extra_bytes / 2**20:9.1f} MiB {error:>8} {ratio}")
     return "\n".join(lines)
 
 
@@ -62,7 +66,8 @@ def write(path: Path, results: Results, options: dict[str, Any]) -> None:
     path.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
 
 
-def _time(us: float) -> str:
+def time(us: float) -> str:
+    """Three digits with a unit."""
     return f"{us:.1f} us" if us < 1000 else f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
 
 

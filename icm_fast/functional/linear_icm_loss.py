@@ -170,6 +170,11 @@ class _Call(NamedTuple):
         return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
+def through_logits(rows: int, used: int) -> bool:
+    """Whether the logits of so many classes are the cheaper way."""
+    return used <= rows * (_MOST_CLASSES_KEPT if rows * used <= _MOST_KEPT else _MOST_CLASSES)
+
+
 def _of_mixed(call: _Call, target: MixedTarget) -> Any:
     rows, classes = len(target), call.weight.shape[0]
     looks = _dispatch.reads_values(call.features) and (
@@ -178,8 +183,7 @@ def _of_mixed(call: _Call, target: MixedTarget) -> Any:
     present = _present(target, classes) if looks else None
     # Without a look: what a batch can use at most. A sparse gradient needs the classes themselves.
     used = min(classes, 2 * rows) if present is None else len(present)
-    most = _MOST_CLASSES_KEPT if rows * used <= _MOST_KEPT and call.processes is None else _MOST_CLASSES
-    if used <= most * rows and not (call.sparse and present is None):
+    if through_logits(rows, used) and not (call.sparse and present is None):
         return _through_logits(call, target, present)
     return _on_mixed_classifiers(call, target)
 
