@@ -31,7 +31,18 @@ def test_names_of_workloads() -> None:
     ]
     assert chosen(["2048x10", "icm_loss-2048x10"]) == [Spec("icm_loss", (2048, 10))]
     assert chosen(None) == list(TARGETS)
-    for name in ("icm_loss", "icm_loss-12", "icm-1x1", "icm_loss-0x1", "icm_loss-1x1-int8", "mixup-1x1-a-b", "x"):
+    assert chosen(["linear_icm_loss-8x10x4-bfloat16"]) == [Spec("linear_icm_loss", (8, 10, 4), "bfloat16")]
+    for name in (
+        "icm_loss",
+        "icm_loss-12",
+        "linear_icm_loss-8x10",
+        "contrastive_loss-8x10x4",
+        "icm-1x1",
+        "icm_loss-0x1",
+        "icm_loss-1x1-int8",
+        "mixup-1x1-a-b",
+        "x",
+    ):
         with pytest.raises(ValueError, match="unknown workload"):
             chosen([name])
 
@@ -112,6 +123,9 @@ def test_races_in_processes_and_their_limit(tmp_path: Path, monkeypatch: pytest.
     assert found["results"]["index-gather"]["eager"]["both"]["samples"] >= 3
     assert found["work"]["both"]["exponentials"] == 128 and found["work"]["both"]["floor_us"] is None
     tables.race(spec, found)
+    linear = bench.run_race(Spec.parse("linear_icm_loss-8x10x4"), ("plain", "liger"), 60.0, chosen_options)
+    assert linear["finished"] is True and linear["results"]["mixed classifiers"]["error"] < 1e-5
+    assert linear["work"]["both"]["operations"] == 6 * 8 * 10 * 4 and linear["rates"]["operations_per_s"] is None
     late = bench.run_race(spec, ("plain",), 0.2, chosen_options)
     assert late["finished"] == "ended at its limit of 0 s" and late["results"] == {}
 
@@ -144,7 +158,13 @@ def test_the_page_of_results(tmp_path: Path) -> None:
     report.write(tmp_path / "gpu-check.json", checked)
     times = {"eager": {"both": {"median_us": 20.0}}, "graph": {"both": {"median_us": 16.0}}}
     rival = {"eager": {"both": {"median_us": 400.0}}}
-    results = {"icm_fast cuda": times, "icm_fast triton": "not run: x", "index-gather": rival}
+    fastest = {"eager": {"both": {"median_us": 1.0}}}
+    results = {
+        "icm_fast cuda": times,
+        "icm_fast triton": "not run: x",
+        "index-gather": rival,
+        "icm_fast a way": fastest,
+    }
     entry = {
         "results": results,
         "work": floors.described(Spec.parse("icm_loss-4096x1000"), floors.Rates.of(DEVICE, 4.3e12)),
@@ -156,6 +176,9 @@ def test_the_page_of_results(tmp_path: Path) -> None:
     assert "**2 tests failed**" in page and "| `icm_loss`, triton | **1 tests failed** |" in page
     assert "1 parts passed; not run: triton: all." in page and "a GPU, driver 580.1, torch 2.11.0" in page
     assert "| icm_loss-4096x1000 | 16 us | 50 % | index-gather | 400 us |" in page
+    for kernel in ("`linear_icm_loss`, auto", "`linear_icm_loss`, triton", "`contrastive_loss`, triton"):
+        assert f"| {kernel} | not run |" in page
+    assert "`linear_icm_loss`, cuda" not in page and "`contrastive_loss`, cuda" not in page
     assert "No kernel" not in page and "Not raced: icm_loss-128x100," in page
 
 

@@ -187,6 +187,10 @@ def test_a_backend_that_is_missing_is_one_line() -> None:
     assert names["triton: all"].work(1) == Outcome("not run", "no triton")
     assert {"cuda: icm_loss", "cuda: memcheck", "cuda: large", "planted fault: racecheck", "timings"} <= set(names)
     assert not any(name.startswith("triton: i") for name in names)
+    assert "cuda: linear_icm_loss" in names and "cuda: contrastive_loss" not in names, "cuda has a part of one"
+    state["triton"]["available"] = True
+    names = {part.name for part in check_parts.parts_for(state, ("triton", "cuda"), stand_in=False)}
+    assert {"triton: linear_icm_loss", "triton: contrastive_loss"} <= names
     files = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
     assert files == {*check_parts.TOGETHER, "large", "reference"}, "a file that no part runs, or a part without a file"
 

@@ -13,10 +13,11 @@ from typing import Any
 from . import outcomes
 from .parts import Budget, Outcome, Part
 from .processes import ROOT, Finished, run
+from .workloads import PRODUCTS, backends_of
 
 LOGS = ROOT / "build" / "gpu-check"
 TOGETHER = (
-    *("icm_loss", "mixup", "mixup_cross_entropy", "am_mixup_loss"),
+    *("icm_loss", "mixup", "mixup_cross_entropy", "am_mixup_loss", *PRODUCTS),
     *("layouts_and_bad_values", "streams_and_graphs", "repeat", "small"),
 )
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -24,7 +25,13 @@ FOUND = 77  # exit status of compute-sanitizer when it found something
 CANNOT_PLANT = 66  # of tests/gpu/planted_fault.py
 # Without torch's cache of allocations every tensor has bounds that the tools know.
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-TIMED = ("icm_loss-128x100", "icm_loss-1024x1000", "icm_loss-4096x1000", "mixup-256x3x224x224")
+TIMED = (
+    "icm_loss-128x100",
+    "icm_loss-1024x1000",
+    "icm_loss-4096x1000",
+    "mixup-256x3x224x224",
+    "linear_icm_loss-4096x1000x512",
+)
 # Seconds. No part takes more than is left of the budget, whatever its limit.
 LIMIT_S = {"device": 60, "build": 240, "self-check": 60, "tests": 150, "large": 90, "sanitizer": 120, "timings": 110}
 RESTARTS = 5  # after tests that lost the device
@@ -43,7 +50,8 @@ def parts_for(backends: dict[str, Any], names: tuple[str, ...], stand_in: bool) 
             parts.append(Part(f"{backend}: all", 0, _not_run(state["reason"])))
             continue
         kernels = ["--kernels", backend]
-        parts += [file_part(f"{backend}: {name}", "tests", name, kernels, stand_in) for name in TOGETHER]
+        files = [name for name in TOGETHER if backends_of(name, (backend,))]
+        parts += [file_part(f"{backend}: {name}", "tests", name, kernels, stand_in) for name in files]
         parts += [file_part(f"{backend}: {tool}", "sanitizer", "small", kernels, stand_in, tool) for tool in TOOLS]
         parts.append(file_part(f"{backend}: large", "large", "large", kernels, stand_in))
     parts += [Part(f"planted fault: {tool}", LIMIT_S["sanitizer"], planted(tool)) for tool in TOOLS]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from . import report, tables
-from .workloads import TARGETS, Spec
+from .workloads import PRODUCTS, TARGETS, Spec, backends_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-OPERATIONS = ("icm_loss", "mixup", "mixup_cross_entropy", "am_mixup_loss")
+OPERATIONS = ("icm_loss", "mixup", "mixup_cross_entropy", "am_mixup_loss", *PRODUCTS)
 BACKENDS = ("cuda", "triton")
 DTYPES = ("float32", "bfloat16", "float16", "float64", "uint8")
 NEVER = "not run"
@@ -22,8 +22,8 @@ HEAD = """# Results
 
 Written by `python -m benchmarks.readme` from the JSON files here; a test checks that it is current.
 
-`cpu.json` is from `make bench`, `digits` from `make readme`, `gpu-check*.json` from `make gpu-check`, `gpu-bench*.json`
-from `make gpu-bench`.
+`cpu.json`, `linear.json` and `crossover.json` are from `make bench`, `digits` from `make readme`, `gpu-check*.json`
+from `make gpu-check`, `gpu-bench*.json` from `make gpu-bench`.
 
 ## What has run on a GPU"""
 
@@ -62,7 +62,7 @@ def _checked(body: dict[str, Any] | None) -> Iterable[str]:
         yield f"### {_device(body)}\n\nCorrectness, {body['when']}: {_parts(body)}"
     rows = ["| kernel | " + " | ".join(DTYPES) + " |", "|---|" + "---|" * len(DTYPES)]
     for operation in OPERATIONS:
-        for backend in BACKENDS:
+        for backend in backends_of(operation, BACKENDS):
             cells = [_cell(body, f"{backend}/{operation}/{dtype}") for dtype in DTYPES]
             if operation != "mixup":
                 cells[-1] = ""
@@ -101,7 +101,7 @@ def _raced(body: dict[str, Any]) -> Iterable[str]:
     for name, races in body["results"].items():
         mode = "both" if Spec.parse(name).has_gradient else "forward"
         times = {who: us for race in races for who, us in _medians(race, mode)}
-        ours = min((us for who, us in times.items() if who.startswith(tables.PREFIX)), default=None)
+        ours = min((us for who, us in times.items() if tables.is_function(who)), default=None)
         rivals = [(us, who) for who, us in times.items() if not who.startswith(tables.PREFIX) and "hard" not in who]
         rival_us, rival = min(rivals, default=(None, ""))
         floors = [race["work"][mode]["floor_us"] for race in races if race["work"].get(mode)]

@@ -18,8 +18,8 @@ from .contenders import Contender, Contenders, contenders
 from .launches import host_us, launches
 from .parts import Budget
 from .timing import Clock, GpuClock, Series, StandInClock, Turn
-from .truths import TOLERANCES, Truth, truth
-from .workloads import Spec, make
+from .truths import Truth, tolerance, truth
+from .workloads import PRODUCTS, Spec, make
 
 MOST_FOR_GRAPH_US = 5000.0  # beyond, a graph saves nothing and keeps as much memory again
 MOST_FOR_HOST_US = 2000.0
@@ -34,7 +34,8 @@ def main(options: argparse.Namespace) -> int:
         torch.set_num_threads(1)  # threads that wait for each other would take most of a test's time
     spec, budget = Spec.parse(options.workload), Budget.of(options.limit)
     clock: GpuClock | StandInClock = StandInClock() if options.device == "cpu" else GpuClock(options.cold)
-    rates = floors.Rates.of(facts.facts(options.device), clock.copy_bytes_per_s())
+    products = clock.product_operations_per_s(getattr(torch, spec.dtype)) if spec.operation in PRODUCTS else None
+    rates = floors.Rates.of(facts.facts(options.device), clock.copy_bytes_per_s(), products)
     workload = make(spec, options.device)
     runners = contenders(workload, options.rivals, options.device)
     race = Race(spec, clock, budget, lambda name: truth(workload, name))
@@ -63,7 +64,7 @@ class Race:
         self.spec, self.clock, self.budget = spec, clock, budget
         self._truth_of, self._truths = truth_of, dict[str, Truth]()
         self._short_calls: dict[str, Callable[[], Any]] = {}
-        self.tolerance = TOLERANCES[spec.result_dtype]
+        self.tolerance = tolerance(spec)
         self._whole_s = budget.left()
         self.out_of_time: list[str] = []
 

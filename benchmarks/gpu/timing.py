@@ -15,6 +15,7 @@ MOST_REPEATS = 20  # more would fill the queue of launches, and the host would w
 MOST_SPIN_US = 50_000.0
 SLOW_US = 200_000.0
 COPY_BYTES = 2**30
+PRODUCT_SIDE = 8192  # of square matrices
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,12 @@ class GpuClock:
         target.copy_(source)
         return 2 * size_bytes / min(self._region_us(lambda: target.copy_(source)) for _ in range(10)) * 1e6
 
+    def product_operations_per_s(self, dtype: torch.dtype) -> float:
+        """Of a large matrix product, the best of a few, as the framework's settings have it: float32 is float32."""
+        x = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device="cuda", dtype=dtype)
+        out = torch.mm(x, x)
+        return 2 * PRODUCT_SIDE**3 / min(self._region_us(lambda: torch.mm(x, x, out=out)) for _ in range(10)) * 1e6
+
 
 class StandInClock:
     """The host's clock for the CPU: to test what is around it."""
@@ -138,6 +145,9 @@ class StandInClock:
         raise RuntimeError("a CPU has no graphs")
 
     def copy_bytes_per_s(self) -> float | None:
+        return None
+
+    def product_operations_per_s(self, dtype: torch.dtype) -> float | None:
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,19 @@ from icm_fast import reference
 
 from ..speed.workloads import Workload
 from . import chunked
-from .workloads import FROM_FEATURES, MIXING, RATE
+from .workloads import LINEAR, MIXING, PRODUCTS, RATE, Spec
 
 # Relative to the largest value of the truth. float32 sums of up to 10^5 terms, and one rounding to the type of the
 # result: a right formulation is far inside, a wrong one far outside.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}
+OF_PRODUCTS = 4  # times as much, for what products are made of has been rounded itself, mixed classifiers and dZ
 WHOLE_BYTES = 2**31  # of a float64 gradient; beyond, the first and the last rows stand for all
 SOME_ROWS = 512
+
+
+def tolerance(spec: Spec) -> float:
+    """For the results of a workload."""
+    return TOLERANCES[spec.result_dtype] * (OF_PRODUCTS if spec.operation in PRODUCTS else 1)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Truth:
     """A result, and for each leaf pieces of its gradient: which rows, and their values."""
 
     result: Tensor
-    gradients: tuple[tuple[tuple[slice, Tensor], ...], ...]
+    gradients: tuple[tuple[tuple[slice | EllipsisType, Tensor], ...], ...]
 
     def error(self, result: Tensor, gradients: Sequence[Tensor]) -> float:
         """The largest distance, relative to the largest value of each; NaN counts as infinite."""
@@ -50,23 +57,37 @@ def truth(workload: Workload, name: str) -> Truth:
         x = inputs["x"] if inputs["x"].dtype == torch.uint8 else inputs["x"].double()
         pixels = {"mean": inputs["mean"], "std": inputs["std"], "dtype": torch.float64} if "mean" in inputs else {}
         return Truth(reference.mixup(x, inputs["index"], inputs["lam"], **pixels), ())
+    if name in PRODUCTS:
+        return _views(workload)
     target = inputs["target"]
     if name == "icm_loss":
         return _icm_loss(inputs["logits"].detach(), workload)
-    leaves = [
-        inputs[key].detach().double().requires_grad_() for key in ("features", "classifier", "logits") if key in inputs
-    ]
-    if name == FROM_FEATURES:
-        loss = reference.icm_loss(leaves[0] @ leaves[1].T, target)
-    elif name == "cross_entropy":
-        loss = F.cross_entropy(leaves[0], target.y_a)
+    leaf = inputs["logits"].detach().double().requires_grad_()
+    if name == "cross_entropy":
+        loss = F.cross_entropy(leaf, target.y_a)
     elif name == "am_mixup_loss":
-        loss = reference.am_mixup_loss(leaves[0], inputs["index"], RATE, target.y_a)
+        loss = reference.am_mixup_loss(leaf, inputs["index"], RATE, target.y_a)
     else:
-        loss = reference.mixup_cross_entropy(leaves[0], target)
+        loss = reference.mixup_cross_entropy(leaf, target)
     assert isinstance(loss, Tensor)
-    gradients = torch.autograd.grad(loss, leaves)
-    return Truth(loss.detach(), tuple(((slice(None), each),) for each in gradients))
+    return _whole(loss.detach(), *torch.autograd.grad(loss, leaf))
+
+
+def _whole(loss: Tensor, *gradients: Tensor) -> Truth:
+    return Truth(loss, tuple(((..., each),) for each in gradients))
+
+
+def _views(workload: Workload) -> Truth:
+    """Of two views, one of which the mixed classifiers may be."""
+    inputs = workload.inputs
+    if workload.operation != LINEAR:
+        x, y, scale = workload.leaves
+        found = chunked.views(x.detach(), y.detach(), float(scale.detach()), x.dtype)
+        return _whole(found.loss, found.dx, found.dy, found.dscale)
+    weight = inputs["weight"].detach().double().requires_grad_()
+    mixed = reference.mixed_classifiers(weight, inputs["target"])
+    found = chunked.views(inputs["features"].detach(), mixed.detach(), 1.0, inputs["features"].dtype)
+    return _whole(found.loss, found.dx, *torch.autograd.grad(mixed, weight, found.dy))
 
 
 def _icm_loss(logits: Tensor, workload: Workload) -> Truth:

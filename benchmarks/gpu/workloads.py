@@ -1,27 +1,37 @@
 """What is timed, by name: an operation, a size, a type, and whether the batch has one lam.
 
 icm_loss-4096x1000, icm_loss-16384x1000-one_lam, icm_loss-65536x21841-bfloat16, mixup-256x3x224x224-uint8-bfloat16.
-icm_loss_from_features-4096x1000x512 begins with features (B, D) and a classifier (C, D).
+linear_icm_loss-4096x1000x512 is of features (B, D) and a classifier (C, D), contrastive_loss-4096x512 of views (B, K).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..speed.workloads import Workload, loss_workload, mixup_workload
 
 LOSSES = ("icm_loss", "mixup_cross_entropy", "am_mixup_loss")
-FROM_FEATURES = "icm_loss_from_features"
+LINEAR, VIEWS = "linear_icm_loss", "contrastive_loss"
+PRODUCTS = (LINEAR, VIEWS)  # made of matrix products, which are the framework's
 MIXING = "mixup"
-DIMENSIONS = {**dict.fromkeys(LOSSES, 2), FROM_FEATURES: 3, MIXING: 4}
+DIMENSIONS = {**dict.fromkeys(LOSSES, 2), LINEAR: 3, VIEWS: 2, MIXING: 4}
 DTYPES = ("float32", "bfloat16", "float16", "uint8")
 ONE_LAM = "one_lam"
 RATE = 0.75  # of AM-Mixup
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def backends_of(operation: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the backends that an operation has; `auto` for cuda, where it takes kernels of cuda for a part only."""
+    if operation in PRODUCTS:
+        names = ("auto" if name == "cuda" else name for name in names if name != "cuda" or operation == LINEAR)
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,11 @@ TARGETS: tuple[Spec, ...] = (
     Spec("mixup_cross_entropy", (4096, 1000)),
     Spec("am_mixup_loss", (128, 100)),
     Spec("am_mixup_loss", (4096, 1000)),
-    Spec(FROM_FEATURES, (4096, 1000, 512)),
+    Spec(LINEAR, (4096, 1000, 512)),
+    Spec(LINEAR, (65536, 1000, 512), "bfloat16"),  # 1.4 times the floor
+    Spec(LINEAR, (65536, 100_000, 512), "bfloat16"),  # 36 ms, and no more memory than gradients and a block
+    Spec(VIEWS, (4096, 512)),
+    Spec(VIEWS, (65536, 512), "bfloat16"),
 )
 
 
@@ -124,20 +138,27 @@ def make(spec: Spec, device: str) -> Workload:
             per_channel = {"mean": torch.tensor(MEAN, device=device), "std": torch.tensor(STD, device=device)}
             workload.inputs.update(per_channel, dtype=spec.result_dtype)
         return workload
-    if spec.operation == FROM_FEATURES:
-        return _features(spec, dtype, device)
+    if spec.operation in PRODUCTS:
+        return (_linear if spec.operation == LINEAR else _views)(spec, dtype, device)
     return loss_workload(spec.operation, spec.size, spec.one_lam, dtype, device)
 
 
-def _features(spec: Spec, dtype: torch.dtype, device: str) -> Workload:
+def _linear(spec: Spec, dtype: torch.dtype, device: str) -> Workload:
     """Features and classifier whose logits are normal."""
-    batch_size, num_classes, width = spec.size
-    inputs: dict[str, Any] = loss_workload(
-        spec.operation, (batch_size, num_classes), spec.one_lam, dtype, device
-    ).inputs
-    del inputs["logits"]
+    rows, classes, width = spec.size
+    target = loss_workload(spec.operation, (rows, classes), spec.one_lam, dtype, device).inputs["target"]
+    features, weight = (each * width**-0.25 for each in _normal(((rows, width), (classes, width)), dtype, device))
+    inputs: dict[str, Any] = {"features": features.requires_grad_(), "weight": weight.requires_grad_()}
+    return Workload(spec.operation, spec.size, inputs | {"target": target})
+
+
+def _views(spec: Spec, dtype: torch.dtype, device: str) -> Workload:
+    """Normalised views and a learned scale, as CLIP begins with it."""
+    x, y = (F.normalize(each).requires_grad_() for each in _normal((spec.size, spec.size), dtype, device))
+    scale = torch.full((), 1 / 0.07, device=device).requires_grad_()
+    return Workload(spec.operation, spec.size, {"x": x, "y": y, "scale": scale})
+
+
+def _normal(shapes: Iterable[tuple[int, ...]], dtype: torch.dtype, device: str) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(1)
-    for name, rows in (("features", batch_size), ("classifier", num_classes)):
-        drawn = torch.randn(rows, width, dtype=dtype, generator=generator, device=device) * width**-0.25
-        inputs[name] = drawn.requires_grad_()
-    return Workload(spec.operation, spec.size, inputs)
+    return [torch.randn(shape, dtype=dtype, generator=generator, device=device) for shape in shapes]

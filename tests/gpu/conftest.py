@@ -17,10 +17,13 @@ import pytest
 import torch
 
 from benchmarks.gpu import outcomes
+from benchmarks.gpu.workloads import PRODUCTS, backends_of
+from icm_fast.operators import _products
 
 from .problems import OPERATIONS, Kernel, lacks
 
 BACKENDS = ("triton", "cuda")
+UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 Covers = Callable[[Kernel, torch.dtype, tuple[int, ...]], None]
 _left_out: list[str] = []
 
@@ -62,10 +65,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "kernel" not in metafunc.fixturenames:
         return
     default = getattr(metafunc.module, "OPERATIONS", OPERATIONS)
+    if os.environ.get(
+        UNCACHED
+    ):  # under compute-sanitizer, which is to judge our kernels and not the framework's products
+        default = tuple(operation for operation in default if operation not in PRODUCTS)
     operations = getattr(metafunc.function, "operations", default)
     standing_in = option(metafunc.config, "stand_in")
     names = option(metafunc.config, "kernels") or (("cpu",) if standing_in else BACKENDS)
-    kernels = [Kernel(operation, name) for operation in operations for name in names]
+    kernels = [Kernel(operation, name) for operation in operations for name in backends_of(operation, names)]
     metafunc.parametrize("kernel", kernels, ids=[f"{kernel.operation}-{kernel.backend}" for kernel in kernels])
 
 
@@ -103,10 +110,26 @@ _lacks = functools.cache(lacks)
 def _poison(device: torch.device) -> None:
     """Memory that is handed out next holds NaN: an element that a kernel does not write cannot pass for one it did."""
     # Under compute-sanitizer the allocator keeps nothing, and initcheck sees what is read before it is written.
-    if device.type == "cuda" and not os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
+    if device.type == "cuda" and not os.environ.get(UNCACHED):
         # The allocator keeps blocks below and above 1 MiB apart.
         blocks = [torch.full((size,), float("nan"), device=device) for size in [2**16] * 32 + [2**22] * 8]
         del blocks
+
+
+@pytest.fixture
+def way(way: str, small_blocks: None) -> str:
+    """Of tests/conftest.py, on any device."""
+    return way
+
+
+@pytest.fixture
+def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of few rows, so that small batches have many."""
+    # What is about queues must not fill one: it holds about a thousand launches.
+    block = (1 << 20, 64, 512) if "gpu" in request.fixturenames else (1 << 10, 16, 64)
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(_products._BLOCKS, device, block)
+    monkeypatch.setattr(_products, "_KEPT", 1000)  # of 31 rows or fewer
 
 
 @pytest.fixture

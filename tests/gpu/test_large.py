@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import icm_fast as icm
 from benchmarks.gpu import chunked
 from icm_fast import functional as F_icm
 from icm_fast import reference
+from icm_fast.operators import _products
 from icm_fast.testing import budget
 from icm_fast.testing.scales import EXPONENTS, rounds
 
@@ -51,10 +53,14 @@ def drawn(size: tuple[int, int, torch.dtype], device: torch.device) -> tuple[Ten
     B, C, dtype = size
     g = torch.Generator(device).manual_seed(0)
     logits = torch.empty(B, C, dtype=dtype, device=device).normal_(0, 3, generator=g)
-    y_a = torch.randint(C, (B,), generator=g, device=device)
+    return logits, drawn_target(B, C, g)
+
+
+def drawn_target(B: int, C: int, g: torch.Generator) -> icm.MixedTarget:
+    y_a = torch.randint(C, (B,), generator=g, device=g.device)
     y_a[-1] = C - 1
-    lam = torch.rand(B, generator=g, device=device)
-    return logits, icm.MixedTarget(y_a, y_a[torch.randperm(B, generator=g, device=device)], lam)
+    lam = torch.rand(B, generator=g, device=g.device)
+    return icm.MixedTarget(y_a, y_a[torch.randperm(B, generator=g, device=g.device)], lam)
 
 
 def assert_within(ours: Tensor, truth: Tensor, scale: Tensor | float, what: str) -> None:
@@ -106,6 +112,86 @@ def test_row_losses(size: tuple[int, int, torch.dtype], kernel: Kernel, device: 
     assert_within(loss.detach()[some], truth.detach(), each + truth.detach(), "loss")
     assert_within(dlogits[some], expected, each * (P + (P - expected).abs() + 1 / C), "dlogits")
     covers(kernel, size[2], (B, C))
+
+
+# Rows, features, classes: on mixed classifiers, and through logits a block of rows at a time.
+LINEAR = ((65537, 48, 100_003, torch.bfloat16), (65537, 48, 1000, torch.float32), (70001, 64, 100, torch.bfloat16))
+VIEWS = ((65537, 48, torch.bfloat16), (70001, 32, torch.float32))
+
+
+def normal(rows: int, depth: int, dtype: torch.dtype, device: torch.device, number: int) -> Tensor:
+    g = torch.Generator(device).manual_seed(number)
+    return torch.empty(rows, depth, dtype=dtype, device=device).normal_(0, depth**-0.25, generator=g).requires_grad_()
+
+
+def free_enough(rows: int, device: torch.device) -> int:
+    """The rows, or few on a stand-in; the truth holds blocks of float64."""
+    if device.type != "cuda":
+        return 300
+    gc.collect()
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0]
+    if free < 12 * chunked.CHUNK_BYTES:
+        pytest.skip(f"needs {12 * chunked.CHUNK_BYTES / 2**30:.0f} GiB of the device, {free / 2**30:.0f} are free")
+    return rows
+
+
+def in_little_memory(call: Callable[[], tuple[Tensor, ...]], *leaves: Tensor) -> tuple[Tensor, ...]:
+    """The call; a few copies of the leaves and a block of scores are what it may hold."""
+    if leaves[0].device.type != "cuda":
+        return call()
+    numbers = _products._BLOCKS["cuda"][0]
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = call()
+    extra = torch.cuda.max_memory_allocated() - before
+    allowed = 2 * numbers * leaves[0].dtype.itemsize + 32 * sum(each.numel() for each in leaves) + 2**28
+    assert extra <= allowed, f"{extra / 2**20:.0f} MiB, allowed {allowed / 2**20:.0f}"
+    return found
+
+
+@of("contrastive_loss")
+@pytest.mark.parametrize("size", VIEWS, ids=str)
+def test_contrastive_loss(
+    size: tuple[int, int, torch.dtype], kernel: Kernel, device: torch.device, covers: Covers
+) -> None:
+    rows, dtype = free_enough(size[0], device), size[2]
+    x, y = (normal(rows, size[1], dtype, device, number) for number in range(2))
+
+    def call() -> tuple[Tensor, ...]:
+        loss = F_icm.contrastive_loss(x, y, 2.0, backend=kernel.backend)
+        return loss.detach(), *torch.autograd.grad(loss, [x, y])
+
+    loss, dx, dy = in_little_memory(call, x, y)
+    truth = chunked.views(x.detach(), y.detach(), 2.0, dtype)
+    assert_within(loss, truth.loss, truth.loss_scale, "loss")
+    assert_within(dx, truth.dx, truth.dx_scale, "dx")
+    assert_within(dy, truth.dy, truth.dy_scale, "dy")
+    covers(kernel, dtype, (rows, size[1]))
+
+
+@of("linear_icm_loss")
+@pytest.mark.parametrize("size", LINEAR, ids=str)
+def test_linear_icm_loss(
+    size: tuple[int, int, int, torch.dtype], kernel: Kernel, device: torch.device, covers: Covers
+) -> None:
+    rows, (_, depth, classes, dtype) = free_enough(size[0], device), size
+    features, weight = normal(rows, depth, dtype, device, 0), normal(classes, depth, dtype, device, 1)
+    target = drawn_target(rows, classes, torch.Generator(device).manual_seed(2))
+
+    def call() -> tuple[Tensor, ...]:
+        loss = F_icm.linear_icm_loss(features, weight, target, backend=kernel.backend)
+        return loss.detach(), *torch.autograd.grad(loss, [features, weight])
+
+    loss, dfeatures, dweight = in_little_memory(call, features, weight)
+    wide = weight.detach().double().requires_grad_()
+    mixed, size_of = reference.mixed_classifiers(wide, target), reference.mixed_classifiers(wide.detach().abs(), target)
+    truth = chunked.views(features.detach(), mixed.detach(), 1.0, dtype, size_of)
+    assert_within(loss, truth.loss, truth.loss_scale, "loss")
+    assert_within(dfeatures, truth.dx, truth.dx_scale, "dfeatures")
+    for_classes = [torch.autograd.grad(mixed, wide, each, retain_graph=True)[0] for each in (truth.dy, truth.dy_scale)]
+    assert_within(dweight, *for_classes, "dweight")
+    covers(kernel, dtype, (rows, classes, depth))
 
 
 @of("mixup")
