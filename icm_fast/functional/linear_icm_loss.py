@@ -18,6 +18,7 @@ from ..operators import linear_icm_loss as blocked
 from ..operators._classifiers import mixed_rows, rows_of
 from ..operators._library import accumulation_type
 from ..operators._processes import Processes, gather_target, processes_of
+from ..operators._products import are_kept
 from ..reference._common import columns, in_range, one
 from ..target import MixedTarget
 from . import _dispatch
@@ -25,10 +26,10 @@ from . import _dispatch
 _WHERE = "linear_icm_loss"
 
 # Through the logits of the classes that the batch uses, if these are at most so many of its size, else on the mixed
-# classifiers: 3 products of width U (4 where the logits are formed again) against 4 of width B. Where the ways cross
-# was measured on a CPU (python -m benchmarks.speed.crossover): at 1.37 with logits that are kept, else at 0.97.
-_MOST_CLASSES_KEPT = 1.3
-_MOST_CLASSES = 0.95
+# classifiers. Either way has 3 products, 4 where what they give is too much to keep for the backward pass. Where the
+# ways cross was measured on a CPU (python -m benchmarks.speed.crossover): with both kept at 1.1, with the logits alone
+# at 1.37, with neither at 0.97.
+_MOST_CLASSES = {"both": 1.05, "logits": 1.3, "neither": 0.95}
 # Of more classes than so, present ones are not gathered: it would save less than it costs.
 _WORTH_GATHERING = 0.9
 # Products of so many operations a class cost less than looking which classes are present.
@@ -59,8 +60,7 @@ def linear_icm_loss(
     `lam` of the target is the weight of the sample ITSELF. The loss of `icm_loss(features @ weight.T + bias, target)`
     (Mensink & Mettes, BMVC 2023, eq. 2, 3, 5, 7, 9), computed in the cheaper of two ways::
 
-        S = R W'^T + b'                      through the logits of the U classes that the batch uses: U <= 0.95 B, or
-                                             1.3 B where they are at most 32 MB
+        S = R W'^T + b'                      through the logits of the U classes that the batch uses: U <= B, about
         Z = R W~^T + b~,  w~_j = lam_j w_a + (1 - lam_j) w_b         on the mixed classifiers: otherwise
 
     Neither holds a (B, B) array, and (B, C) logits are never held when C is large.
@@ -97,8 +97,8 @@ def linear_icm_loss(
 
     Cost:
         Through logits: products of 6*B*U*D operations for loss and all gradients, 8*B*U*D where the logits are more
-        than 32 MB and formed twice, and the passes of `icm_loss`. On mixed classifiers: 8*B*B*D, and 4*B*B
-        exponentials. Only the gradients that are asked for are computed. Extra memory: the gradients, the logits or a
+        than 32 MB and formed twice, and the passes of `icm_loss`. On mixed classifiers: 8*B*B*D, or 6*B*B*D for
+        B <= 1448, and 4*B*B exponentials. Only the gradients that are asked for are computed. Extra memory: the gradients, the logits or a
         block of scores of at most 32 MB (or 128 rows), and (B, D) or (U, D) classifiers. A dense gradient of the weight
         is C*D numbers, written once; a sparse one 2*B*D at most.
 
@@ -170,9 +170,16 @@ class _Call(NamedTuple):
         return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
+def most_classes(rows: int, used: int) -> float:
+    """Classes, in parts of the rows, up to which the logits are the cheaper way."""
+    if rows * used > _MOST_KEPT:
+        return _MOST_CLASSES["neither"]
+    return _MOST_CLASSES["both" if are_kept(rows, rows) else "logits"]
+
+
 def through_logits(rows: int, used: int) -> bool:
     """Whether the logits of so many classes are the cheaper way."""
-    return used <= rows * (_MOST_CLASSES_KEPT if rows * used <= _MOST_KEPT else _MOST_CLASSES)
+    return used <= rows * most_classes(rows, used)
 
 
 def _of_mixed(call: _Call, target: MixedTarget) -> Any:
