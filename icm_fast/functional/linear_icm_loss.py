@@ -98,9 +98,10 @@ def linear_icm_loss(
     Cost:
         Through logits: products of 6*B*U*D operations for loss and all gradients, 8*B*U*D where the logits are more
         than 32 MB and formed twice, and the passes of `icm_loss`. On mixed classifiers: 8*B*B*D, or 6*B*B*D for
-        B <= 1448, and 4*B*B exponentials. Only the gradients that are asked for are computed. Extra memory: the gradients, the logits or a
-        block of scores of at most 32 MB (or 128 rows), and (B, D) or (U, D) classifiers. A dense gradient of the weight
-        is C*D numbers, written once; a sparse one 2*B*D at most.
+        B <= 1448, and 4*B*B exponentials. Only the gradients that are asked for are computed. Extra memory: the
+        gradients, the logits or a block of scores, of at most 32 MB or 128 rows (64 MB with very many classes), and
+        (B, D) or (U, D) classifiers. A dense gradient of the weight is C*D numbers, written once; a sparse one 2*B*D at
+        most.
 
     Numerics:
         Products in the type of the features, or in autocast's, as nn.Linear forms them; the rest as `icm_loss`. The
