@@ -54,6 +54,17 @@ def test_regimes_of_logits(regime: str, dtype: torch.dtype, backend: str, way: s
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_every_way_agrees_with_the_loss_of_the_logits(backend: str, way: str, generator: torch.Generator) -> None:
+    given, target = random_case((61, 17, 40), generator, torch.float64, logit_scale=1.2)
+    ours = run(given, target, backend=backend)
+    leaves = [each.clone().requires_grad_() for each in given]
+    features, weight, bias, scale = leaves
+    loss = F_icm.icm_loss(features @ weight.T + bias, target, logit_scale=scale, backend=backend)
+    expected = (loss.detach(), *torch.autograd.grad(loss, leaves))
+    torch.testing.assert_close(tuple(ours), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("axis", ["both", "class", "pair"])
 def test_reductions_and_incoming_gradients(
