@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import backends_of
+from helpers import ROOT, backends_of
 from score_cases import (
     AXES,
     DTYPES,
@@ -188,3 +192,13 @@ def test_wrong_arguments_are_refused(backend: str) -> None:
     with pytest.raises(RuntimeError, match="grad_row"):
         gradient(scores, None, one.half(), one, *stats, 0, True, True, True)
     assert (scores == 0).all()
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_other_instruction_sets(capability: str) -> None:
+    """torch's own cap chooses the kernels; the processor's best are those of the other tests."""
+    chosen = "cpu and sums_and_gradient and (normal or masked_entries or nan)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "-k", chosen]
+    capped = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=capped, capture_output=True, text=True)
+    assert result.returncode == 0 and " passed" in result.stdout, result.stdout[-3000:]
