@@ -42,10 +42,11 @@ def icm_loss(
         pair   = mean_i(logsumexp_j Z[j,i] - Z[i,i])                     over the images of a classifier
         both   = class + pair                                            the default: a sum, no half
 
-    The (B, B) matrix Z is never built by the fused backends. The loss is NOT a sum over samples: each is compared
-    with the whole batch, so gradient accumulation, a smaller last batch and splitting a batch over processes
-    change it. Two samples of the same mixed class are negatives of each other, as in the authors' program: with
-    few classes and one lam per batch the loss has a floor above zero. B = 1 gives 0.
+    The (B, B) matrix Z is never built by the fused backends; of dense targets a block of rows at a time. The loss
+    is NOT a sum over samples: each is compared with the whole batch, so gradient accumulation, a smaller last batch
+    and splitting a batch over processes (without process_group) change it. Two samples of the same mixed class are
+    negatives of each other, as in the authors' program: with few classes and one lam per batch the loss has a floor
+    above zero. B = 1 gives 0.
 
     Args:
         logits: (B, C) float32, float64, bfloat16 or float16, any strides, differentiable: scores of the ORIGINAL

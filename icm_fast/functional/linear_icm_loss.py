@@ -63,7 +63,8 @@ def linear_icm_loss(
         S = R W'^T + b'                      through the logits of the U classes that the batch uses: U <= B, about
         Z = R W~^T + b~,  w~_j = lam_j w_a + (1 - lam_j) w_b         on the mixed classifiers: otherwise
 
-    Neither holds a (B, B) array, and (B, C) logits are never held when C is large.
+    Scores, and logits when there are many, exist a block of rows at a time: on a CPU of at most 8 MB or 128 rows, so
+    only a batch of B <= 1448 has all its scores in one. Logits are kept up to 32 MB.
 
     Args:
         features: (B, D) float32, float64, bfloat16 or float16, any strides, differentiable.

@@ -17,7 +17,7 @@ from ._common import describe_options, describe_scale, is_single, keep_scale, wa
 class LinearICMLoss(nn.Module):
     """Infinite Class Mixup loss of features and a linear head; `lam` of the target is the weight of the sample ITSELF.
 
-    See `functional.linear_icm_loss`: neither the (B, B) scores nor, for many classes, the (B, C) logits exist. Integer
+    See `functional.linear_icm_loss`: scores, and for many classes the logits, exist a block of rows at a time. Integer
     labels mean plain cross-entropy, so one criterion serves training and validation.
 
     The head is only referred to: it stays a part of the model, `parameters()` and `state_dict()` of this module do not
