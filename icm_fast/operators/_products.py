@@ -15,8 +15,6 @@ from ._library import accumulation_type
 # cache between the products and the passes over it; on a GPU products want as many rows again (an estimate). The fewest
 # rows are for products that would be slow with less, up to _MOST_NUMBERS of them.
 _BLOCKS = {"cpu": (1 << 21, 128, 512), "cuda": (1 << 27, 512, 4096)}
-
-
 _MOST_NUMBERS = 1 << 24
 # Scores that are kept from the forward to the backward pass: they are one block, which costs less than to form again.
 _KEPT = 1 << 21
@@ -48,17 +46,40 @@ def products(x: Tensor, y: Tensor, bias: Tensor | None) -> Iterator[tuple[int, i
         yield begin, end, torch.mm(rows, y.T, out=block) if bias is None else torch.addmm(bias, rows, y.T, out=block)
 
 
-def new_sum(like: Tensor) -> Tensor:
-    """Zeros to add products up in, in the type of sums."""
-    return torch.zeros(like.shape, dtype=accumulation_type(like.dtype), device=like.device)
+class Gradients:
+    """Those of x, y and bias from the gradients of products, block by block, and of a scale beside them.
 
+    What is not wanted stays empty and is not computed. `wanted`: of x, y, bias and scale.
+    """
 
-def add_product(total: Tensor, of_rows: Tensor, rows: Tensor) -> None:
-    """total += of_rows.T @ rows; total in the type of sums."""
-    if total.dtype == rows.dtype:
-        total.addmm_(of_rows.T, rows)
-    else:
-        total += torch.mm(of_rows.T, rows)
+    def __init__(self, x: Tensor, y: Tensor, wanted: tuple[bool, ...]) -> None:
+        wants_x, wants_y, wants_bias, wants_scale = wanted
+        self.x, self.y, self.wanted, self.dtype = x, y, wanted, accumulation_type(x.dtype)
+        zeros = functools.partial(torch.zeros, dtype=self.dtype, device=x.device)
+        self.dx = x.new_empty(x.shape if wants_x else [0])
+        self.dy = zeros(y.shape if wants_y else [0])
+        self.dbias = zeros([y.shape[0] if wants_bias else 0])
+        self.dscale = zeros([] if wants_scale else [0])
+
+    def add(self, begin: int, end: int, of_block: Tensor, of_scale: Tensor) -> None:
+        """Those of rows [begin, end)."""
+        wants_x, wants_y, wants_bias, wants_scale = self.wanted
+        rows = self.x[begin:end]
+        if wants_x:
+            torch.mm(of_block, self.y, out=self.dx[begin:end])
+        if wants_y and self.dtype == rows.dtype:
+            self.dy.addmm_(of_block.T, rows)
+        elif wants_y:
+            self.dy += torch.mm(of_block.T, rows)
+        if wants_bias:
+            self.dbias += of_block.sum(0, dtype=self.dtype)
+        if wants_scale:
+            self.dscale += of_scale
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x, y and bias in their type, of the scale in that of sums."""
+        dtype = self.x.dtype
+        return self.dx, self.dy.to(dtype), self.dbias.to(dtype), self.dscale
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:

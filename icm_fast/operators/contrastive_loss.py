@@ -15,7 +15,7 @@ from torch import Tensor
 from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, options_of, register
 from ._library import BACKENDS, REDUCTIONS, accumulation_type, check_one_device, declare, overload
 from ._processes import Processes
-from ._products import add_product, are_kept, new_sum, products, without_autocast
+from ._products import Gradients, are_kept, products, without_autocast
 from .icm_loss import AXES
 
 
@@ -115,30 +115,20 @@ def backward(
     processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, y, bias and logit_scale; those that are not wanted are empty."""
-    how, (wants_x, wants_y, wants_bias, wants_scale) = Options(*options[:4]), options[4:]
+    how, wanted = Options(*options[:4]), options[4:]
     rows, columns = x.shape[0], y.shape[0]
-    dtype = accumulation_type(x.dtype)
-    grad_row, grad_column = gradient_of_terms(grad.to(dtype), rows, columns, how, processes)
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else x.new_empty(0)
-    dy = new_sum(y) if wants_y else y.new_empty(0)
-    dbias = x.new_zeros(columns, dtype=dtype) if wants_bias else x.new_empty(0)
-    dscale = x.new_zeros([] if wants_scale else [0], dtype=dtype)
+    grad = grad.to(accumulation_type(x.dtype))
+    grad_row, grad_column = gradient_of_terms(grad, rows, columns, how, processes)
+    gradients = Gradients(x, y, wanted)
     # A copy: their gradient takes the scores' place, and another backward pass may follow.
     whole = [(0, rows, kept.clone())] if kept.shape[0] > 0 else None
     for begin, end, scores in whole or products(x, y, bias):
         of_rows = grad_row if grad_row.dim() == 0 else grad_row[begin:end]
         statistics = row_stats[:, begin:end].contiguous(), column_stats
-        place = (how.diagonal + begin, how.class_axis, how.pair_axis, wants_scale)
-        part = _GRADIENT[backend](scores, logit_scale, of_rows, grad_column, *statistics, *place)
-        if wants_scale:
-            dscale += part
-        if wants_x:
-            torch.mm(scores, y, out=dx[begin:end])
-        if wants_y:
-            add_product(dy, scores, x[begin:end])
-        if wants_bias:
-            dbias += scores.sum(0, dtype=dtype)
-    return dx, dy.to(y.dtype), dbias.to(x.dtype), dscale
+        place = (how.diagonal + begin, how.class_axis, how.pair_axis, wanted[-1])
+        of_scale = _GRADIENT[backend](scores, logit_scale, of_rows, grad_column, *statistics, *place)
+        gradients.add(begin, end, scores, of_scale)
+    return gradients.result()
 
 
 def _statistics(backend: str, x: Tensor, y: Tensor, *_: Tensor | None) -> tuple[Tensor, ...]:

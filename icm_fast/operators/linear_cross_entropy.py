@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, options_of, register
 from ._library import REDUCTIONS, accumulation_type
-from ._products import add_product, new_sum, products, without_autocast
+from ._products import Gradients, products, without_autocast
 from .mixup_cross_entropy import BACKWARD, FORWARD
 
 # No class weights, no label smoothing, a term for every row.
@@ -74,32 +74,23 @@ def backward(
     processes: None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, weight, bias and logit_scale; those that are not wanted are empty."""
-    how, (wants_features, wants_weight, wants_bias, wants_scale) = Options(*options[:4]), options[4:]
+    how, wanted = Options(*options[:4]), options[4:]
     rows, dtype = features.shape[0], accumulation_type(features.dtype)
     grad, _ = gradient_of_terms(grad.to(dtype), rows, rows, how)
     grad = grad * _one_if_valid(labels, weight.shape[0])
-    new = features.new_empty
-    dfeatures = new(features.shape) if wants_features else new(0)
-    dweight = new_sum(weight) if wants_weight else new(0)
-    dbias = features.new_zeros([weight.shape[0]], dtype=dtype) if wants_bias else new(0)
-    dscale = features.new_zeros([] if wants_scale else [0], dtype=dtype)
+    gradients = Gradients(features, weight, wanted)
+    of_scale = grad.new_zeros([])
     for begin, end, logits in products(features, weight, bias):
         given = grad if grad.dim() == 0 else grad[begin:end]
         *target, no_weight = _pure(labels[begin:end])
         scaled = _scaled(logits, logit_scale)
         dlogits = BACKWARD[backend](given, scaled, *target, no_weight, row_stats[:, begin:end].contiguous(), *_PLAIN)
-        if wants_scale:
+        if wanted[-1]:
             each = dlogits.to(dtype) * logits.to(dtype)
-            dscale += each.masked_fill_(dlogits == 0, 0.0).sum()
-        dlogits = _scaled(dlogits, logit_scale)
-        if wants_features:
-            torch.mm(dlogits, weight, out=dfeatures[begin:end])
-        if wants_weight:
-            add_product(dweight, dlogits, features[begin:end])
-        if wants_bias:
-            dbias += dlogits.sum(0, dtype=dtype)
+            of_scale = each.masked_fill_(dlogits == 0, 0.0).sum()
+        gradients.add(begin, end, _scaled(dlogits, logit_scale), of_scale)
         del scaled, dlogits  # or the next block's would be beside them
-    return dfeatures, dweight.to(weight.dtype), dbias.to(features.dtype), dscale
+    return gradients.result()
 
 
 def _statistics(backend: str, features: Tensor, *_: Tensor | None) -> tuple[Tensor]:

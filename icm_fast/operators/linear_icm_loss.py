@@ -21,7 +21,7 @@ from ._columns import columns_of_block, merge, whole_terms
 from ._composite import Composite, Options, gradient_of_terms, loss_of_terms, options_of, register
 from ._library import REDUCTIONS, accumulation_type
 from ._processes import Processes
-from ._products import add_product, new_sum, products, without_autocast
+from ._products import Gradients, products, without_autocast
 from .icm_loss import AXES, BACKWARD, FORWARD, plan_size
 
 
@@ -85,36 +85,25 @@ def backward(
     processes: Processes | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of features, weight, bias and logit_scale; those that are not wanted are empty."""
-    how, (wants_features, wants_weight, wants_bias, wants_scale) = Options(*options[:4]), options[4:]
-    rows, dtype = features.shape[0], accumulation_type(features.dtype)
-    grad_row, grad_column = gradient_of_terms(grad.to(dtype), rows, y_a.shape[0], how, processes)
-    new = features.new_empty
-    dfeatures = new(features.shape) if wants_features else new(0)
-    dweight = new_sum(weight) if weight is not None and wants_weight else new(0)
-    dbias = new_sum(bias) if bias is not None and wants_bias else new(0)
-    dscale = features.new_zeros([] if wants_scale else [0], dtype=dtype)
-    for begin, end, logits in _logits(features, weight, bias):
+    how, wanted = Options(*options[:4]), options[4:]
+    rows = features.shape[0]
+    grad = grad.to(accumulation_type(features.dtype))
+    grad_row, grad_column = gradient_of_terms(grad, rows, y_a.shape[0], how, processes)
+    nothing = features[:0]  # with no weight the gradient is that of the logits, and there is no product
+    gradients = Gradients(nothing, nothing, wanted) if weight is None else Gradients(features, weight, wanted)
+    for begin, end, logits in _logits(features, weight, bias) if rows > 0 else ():
         of_rows = grad_row if grad_row.dim() == 0 else grad_row[begin:end]
-        place = (how.diagonal + begin, how.class_axis, how.pair_axis, REDUCTIONS["sum"], wants_scale)
-        if begin == end:
-            break
+        place = (how.diagonal + begin, how.class_axis, how.pair_axis, REDUCTIONS["sum"], wanted[-1])
         of_block = row_stats[:, begin:end]
         columns = columns_of_block(of_block, column_sums, logit_scale)
         statistics = of_block[:4].contiguous(), columns, plan
         target = (y_a, y_b, lam, logit_scale)
-        dlogits, part = BACKWARD[backend](of_rows, grad_column, logits, *target, *statistics, *place)
-        if wants_scale:
-            dscale += part
+        dlogits, of_scale = BACKWARD[backend](of_rows, grad_column, logits, *target, *statistics, *place)
         if weight is None:
-            return dlogits, dweight, dbias, dscale
-        if wants_features:
-            torch.mm(dlogits, weight, out=dfeatures[begin:end])
-        if wants_weight:
-            add_product(dweight, dlogits, features[begin:end])
-        if wants_bias:
-            dbias += dlogits.sum(0, dtype=dtype)
+            return dlogits, features.new_empty(0), features.new_empty(0), of_scale
+        gradients.add(begin, end, dlogits, of_scale)
         del dlogits  # or the next block's would be beside it
-    return dfeatures, dweight.to(features.dtype), dbias.to(features.dtype), dscale
+    return gradients.result()
 
 
 def _statistics(backend: str, features: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
