@@ -84,7 +84,8 @@ def test_functorch(generator: torch.Generator) -> None:
 
 def test_memory_of_many_classes(generator: torch.Generator) -> None:
     """Neither (B, C) nor (B, B) is ever held."""
-    for shape, kind in (((4096, 16, 6000), "mixed"), ((4096, 16, 40000), "mixed"), ((2048, 16, 20000), "hard")):
+    # Large enough for what an allocator holds back, some 10 MB more or less from run to run, not to count.
+    for shape, kind in (((8192, 16, 10000), "mixed"), ((8192, 16, 80000), "mixed"), ((4096, 16, 20000), "hard")):
         given, target = random_case(shape, generator)
         labels = target if kind == "mixed" else target.y_a
         extra = peak_extra_bytes(lambda given=given, labels=labels: run(given, labels))
