@@ -63,7 +63,8 @@ class ICMLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: MixedTarget | Tensor) -> Tensor:
         """The loss in nats, () or (B,)."""
-        if self.training and not torch.compiler.is_compiling() and is_single(logits, target):
+        alone = self.process_group is None and not torch.compiler.is_compiling()
+        if self.training and alone and is_single(logits, target):
             warn_single("ICMLoss")
         loss: Tensor = F_icm.icm_loss(
             logits,

@@ -82,7 +82,8 @@ class LinearICMLoss(nn.Module):
 
     def forward(self, features: Tensor, target: MixedTarget | Tensor) -> Tensor:
         """The loss in nats, () or (B,)."""
-        if self.training and not torch.compiler.is_compiling() and is_single(features, target):
+        alone = self.process_group is None and not torch.compiler.is_compiling()
+        if self.training and alone and is_single(features, target):
             warn_single("LinearICMLoss")
         weight, bias = self._head.tensors()
         # A sparse gradient is for mixed batches: evaluation has none.
