@@ -60,9 +60,10 @@ def contrastive_loss(
         RuntimeError: an explicit backend that is not available; differentiating a fused loss twice.
 
     Cost:
-        Four products of 2*B*B*K operations for loss and both gradients (two fewer for one of them), 4*B*B exponentials.
-        Extra memory: the gradients, and a block of scores, on a CPU of at most 8 MB or 128 rows. All the scores, where
-        they are one such block (B <= 1448), stay until the backward pass, which else forms them again.
+        Four products of 2*B*B*K operations for loss and both gradients (three for one of them), one fewer where the
+        scores are kept, and 4*B*B exponentials. Extra memory: the gradients, and a block of scores, on a CPU of at most
+        8 MB or 128 rows. All the scores, where they are one such block (B <= 1448), stay until the backward pass, which
+        else forms them again.
 
     Numerics:
         The products are the framework's, in the type of the views or in autocast's; sums in float32 (float64 for
