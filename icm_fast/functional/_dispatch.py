@@ -17,6 +17,7 @@ from .._validate import (
     describe,
 )
 from ..operators._library import accumulation_type
+from ..operators._processes import Processes, gather_target, processes_of
 from ..reference._common import Axis as Axis
 from ..reference._common import Reduction as Reduction
 from ..target import MixedTarget
@@ -139,7 +140,18 @@ def check_scale(where: str, of: Tensor, logit_scale: float | Tensor | None) -> T
     return torch.full((), logit_scale, dtype=accumulation_type(of.dtype), device=of.device)
 
 
-def check_group(where: str, process_group: Any, name: str) -> None:
+def gather(
+    where: str, process_group: Any, rows: Tensor, target: MixedTarget | Tensor, name: str
+) -> tuple[Processes, MixedTarget | Tensor]:
+    """The processes and the target of all, whose bad values then raise on every one of them."""
+    _check_group(where, process_group, name)
+    processes = processes_of(process_group, rows.shape[0], rows.device)
+    if isinstance(target, MixedTarget):
+        return processes, MixedTarget(*gather_target(processes, target.y_a, target.y_b, target.lam))
+    return processes, processes.gather(target)
+
+
+def _check_group(where: str, process_group: Any, name: str) -> None:
     """That several processes can be served."""
     if torch.compiler.is_compiling() or functorch_active():
         raise RuntimeError(

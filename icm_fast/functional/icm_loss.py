@@ -12,7 +12,6 @@ from .._validate import check_choice
 from ..operators import contrastive_loss as two_views
 from ..operators import icm_loss as operator
 from ..operators._library import accumulation_type
-from ..operators._processes import gather_target, processes_of
 from ..operators.linear_icm_loss import linear_icm_loss
 from ..target import MixedTarget
 from . import _dispatch
@@ -82,8 +81,9 @@ def icm_loss(
         (B*C), and in numbers 32*B for partial sums and 16*B + 128*C per thread at most. Plain PyTorch: some 28 passes
         over (B, B). A batch whose sums underflow is computed again around exact maxima, 3 to 4 times the work.
         Dense targets: three matrix products with (B, C), Z a block of rows at a time of at most 8 MB or 128 rows; where
-        that is all of it (B <= 1448) it stays for the backward pass, and there are two. Targets of two non-zeros a row
-        are far cheaper as MixedTarget.from_dense(target).
+        that is all of it (B <= 1448) it stays for the backward pass, and there are two; logits and target are copied if
+        they are not in the type of the sums. Targets of two non-zeros a row are far cheaper as
+        MixedTarget.from_dense(target).
 
     Numerics:
         Sums in float32 (float64 for float64), gradient rounded once to the logits' type. Scores are differences to an
@@ -109,21 +109,25 @@ def icm_loss(
     if validate:
         _dispatch.check_values(_WHERE, target, logits.shape[1])
     name = choose(_WHERE, backend, logits.device.type)
+    processes = None
     if process_group is not None and kind != "hard":
-        _dispatch.check_group(_WHERE, process_group, name)
-        loss, terms, target = _of_processes(name, backend, logits, target, scale, axis, reduction, process_group)
-    elif kind == "hard" or name == "reference" or _dispatch.functorch_active():
-        loss, *terms = reference.icm_loss(
-            logits, target, axis=axis, reduction=reduction, logit_scale=scale, return_terms=True
+        processes, target = _dispatch.gather(_WHERE, process_group, logits, target, name)
+    if kind == "hard" or name == "reference" or _dispatch.functorch_active():
+        loss, *terms = cast(
+            Any,
+            reference.icm_loss(logits, target, axis=axis, reduction=reduction, logit_scale=scale, return_terms=True),
         )
     elif kind == "dense":
         views = _views(logits, cast(Tensor, target))
         product = choose("contrastive_loss", backend, logits.device.type)
-        loss, terms = two_views.contrastive_loss(product, *views, None, scale, axis, reduction)
+        loss, terms = two_views.contrastive_loss(product, *views, None, scale, axis, reduction, processes)
     else:
         mixed = cast(MixedTarget, target)
         labels = (mixed.y_a, mixed.y_b, mixed.lam)
-        loss, terms = operator.icm_loss(name, logits, *labels, scale, axis, reduction)
+        if processes is None:
+            loss, terms = operator.icm_loss(name, logits, *labels, scale, axis, reduction)
+        else:
+            loss, terms = linear_icm_loss(name, logits, None, None, scale, *labels, axis, reduction, processes)
     if _dispatch.reads_values(logits):
         _dispatch.explain_nan(_WHERE, loss, logits.shape[1], target)
     return (loss, terms[0], terms[1]) if return_terms else loss
@@ -132,24 +136,3 @@ def icm_loss(
 def _views(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     dtype = accumulation_type(logits.dtype)
     return logits.to(dtype), target.to(dtype)
-
-
-def _of_processes(
-    name: str,
-    backend: str | None,
-    logits: Tensor,
-    target: MixedTarget | Tensor,
-    scale: Tensor | None,
-    axis: str,
-    reduction: str,
-    group: Any,
-) -> Any:
-    """Loss, terms, and the target of all, whose bad values then raise on every process."""
-    processes = processes_of(group, logits.shape[0], logits.device)
-    if isinstance(target, MixedTarget):
-        labels = gather_target(processes, target.y_a, target.y_b, target.lam)
-        loss = linear_icm_loss(name, logits, None, None, scale, *labels, axis, reduction, processes)
-        return *loss, MixedTarget(*labels)
-    rows, all_rows = _views(logits, processes.gather(target))
-    product = choose("contrastive_loss", backend, logits.device.type)
-    return *two_views.contrastive_loss(product, rows, all_rows, None, scale, axis, reduction, processes), target

@@ -17,7 +17,7 @@ from ..operators import linear_cross_entropy
 from ..operators import linear_icm_loss as blocked
 from ..operators._classifiers import mixed_rows, rows_of
 from ..operators._library import accumulation_type
-from ..operators._processes import Processes, gather_target, processes_of
+from ..operators._processes import Processes
 from ..operators._products import are_kept
 from ..reference._common import columns, in_range, one
 from ..target import MixedTarget
@@ -27,17 +27,16 @@ _WHERE = "linear_icm_loss"
 
 # Through the logits of the classes that the batch uses, if these are at most so many of its size, else on the mixed
 # classifiers. Either way has 3 products, 4 where what they give is too much to keep for the backward pass. Where the
-# ways cross was measured on a CPU (python -m benchmarks.speed.crossover): with both kept at 1.1, with the logits alone
-# at 1.37, with neither at 0.97.
-_MOST_CLASSES = {"both": 1.05, "logits": 1.3, "neither": 0.95}
-# Of more classes than so, present ones are not gathered: it would save less than it costs.
+# ways cross was measured on a CPU (python -m benchmarks.speed.crossover): at 1.1 with both kept (B = 1024), at 1.13
+# with the logits alone (--batch-size 2048), at 0.97 with neither (--batch-size 4096).
+_MOST_CLASSES = {"both": 1.05, "logits": 1.1, "neither": 0.95}
+# Of more classes than so, present ones are not gathered, which would save little. A guess.
 _WORTH_GATHERING = 0.9
-# Products of so many operations a class cost less than looking which classes are present.
+# Products of fewer multiplications than so cost less than looking which classes are present: somewhere between 7 and 65
+# million, on a CPU.
 _WORTH_LOOKING = 1 << 24
 # Logits up to so many numbers are kept for the backward pass; more are formed a block of rows at a time, twice.
 _MOST_KEPT = 1 << 23
-
-Terms = tuple[Tensor, Tensor]
 
 
 def linear_icm_loss(
@@ -133,12 +132,7 @@ def linear_icm_loss(
     name = choose(_WHERE, backend, features.device.type)
     processes = None
     if process_group is not None and kind != "hard":
-        _dispatch.check_group(_WHERE, process_group, name)
-        processes = processes_of(process_group, features.shape[0], features.device)
-        if isinstance(target, MixedTarget):
-            target = MixedTarget(*gather_target(processes, target.y_a, target.y_b, target.lam))
-        else:
-            target = processes.gather(target)
+        processes, target = _dispatch.gather(_WHERE, process_group, features, target, name)
     if name == "reference" or _dispatch.functorch_active():
         options: dict[str, Any] = {"axis": axis, "reduction": reduction, "logit_scale": scale}
         loss, *terms = reference.linear_icm_loss(features, weight, target, bias, return_terms=True, **options)
