@@ -1,4 +1,5 @@
-# make demo | test | check | lint | format | bench | readme | gpu-check | gpu-bench | install | clean
+# make demo | test | check | lint | format | bench | readme | gpu-check | gpu-bench | wheel | wheel-check
+#      install | clean
 #
 #   make test                           creates .venv, installs tested versions, builds, runs
 #   make test PYTHON=python3.12         ... with this Python
@@ -7,6 +8,9 @@
 #   make gpu-check                      builds, then checks every kernel on the GPU here; at most 8 minutes
 #   make gpu-bench                      races rivals there, at most 9 minutes a call: each goes on where the last stopped
 #   make gpu-bench SIZES="128x100 4096x1000" RIVALS="plain compile"     those alone (RIVALS=none: no rival)
+#   make wheel                          dist/: a wheel for CPUs, and where there is an nvcc (ICM_FAST_CUDA=0: not even
+#                                       there) one with the CUDA library too, for every Python and torch that works
+#   make wheel-check CELLS="3.12:2.11 3.13:2.15"     tries them in fresh environments of these Pythons and torches
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -31,7 +35,7 @@ endif
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 .DELETE_ON_ERROR:
-.PHONY: install build demo test check lint format bench readme gpu-check gpu-bench clean
+.PHONY: install build demo test check lint format bench readme gpu-check gpu-bench wheel wheel-check clean
 
 install: build $(INSTALL_STAMP)
 
@@ -50,6 +54,8 @@ bench: install
 	$(PY) -m benchmarks.speed --operations linear_icm_loss contrastive_loss icm_loss_dense \
 	  --out benchmarks/results/linear.json
 	$(PY) -m benchmarks.speed.crossover --out benchmarks/results/crossover.json
+	$(PY) -m benchmarks.speed.automatic --out benchmarks/results/automatic.json
+	$(PY) -m benchmarks.processes --out benchmarks/results/processes.json
 	$(PY) -m benchmarks.readme
 
 # The demo's evidence and the picture of the idea, as README.md shows them.
@@ -67,6 +73,15 @@ gpu-check: $(TOOLS_STAMP)
 gpu-bench: $(TOOLS_STAMP)
 	$(PY) -m benchmarks.gpu bench $(if $(SIZES),--sizes $(SIZES)) $(if $(RIVALS),--rivals $(RIVALS)) \
 	  $(if $(GPU_BENCH_OUT),--out $(GPU_BENCH_OUT)) $(if $(COMMIT),--commit $(COMMIT)) $(if $(AGAIN),--again)
+
+# One version alone is left there, so that wheel-check knows what it checks.
+wheel: $(TOOLS_STAMP)
+	rm -f dist/icm_fast-*.whl
+	PYTHONPATH=csrc $(PY) -m icm_build.wheel build
+
+# Each cell downloads torch with all that it depends on, some gigabytes, and deletes it afterwards.
+wheel-check: wheel
+	$(PY) -m benchmarks.wheel dist/icm_fast-*.whl $(if $(CELLS),--cells $(CELLS))
 
 lint: $(TOOLS_STAMP)
 	$(PY) -m ruff check .

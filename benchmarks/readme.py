@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .gpu import coverage
+from .processes import report as processes
 from .speed import crossover
 from .speed.contenders import OURS
 from .speed.floor import FLOOR
+from .wheel import table as wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,15 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
     readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    speed, linear, ways = (
-        json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("cpu", "linear", "crossover")
-    )
-    after = replace(before, "speed", speed_block(speed))
-    after = replace(after, "linear", linear_block(linear, ways))
-    with (RESULTS / "digits" / "summary.csv").open(encoding="utf-8", newline="") as file:
-        after = replace(after, "digits", digits_block(list(csv.DictReader(file))))
-    pages = {readme: after, coverage.RESULTS / "README.md": coverage.text()}
+    content = readme.read_text(encoding="utf-8")
+    for section, block in blocks().items():
+        content = replace(content, section, block)
+    pages = {readme: content, coverage.RESULTS / "README.md": coverage.text()}
     if check:
         stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         for path in stale:
@@ -48,8 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if stale else 0
     for path, text in pages.items():
         path.write_text(text, encoding="utf-8")
-    draw(speed, RESULTS / "speed.png")
+    draw(results("cpu"), RESULTS / "speed.png")
     return 0
+
+
+def blocks() -> dict[str, str]:
+    """What stands between the markers of each name in README.md."""
+    with (RESULTS / "digits" / "summary.csv").open(encoding="utf-8", newline="") as file:
+        digits = list(csv.DictReader(file))
+    return {
+        "speed": speed_block(results("cpu")),
+        "linear": linear_block(results("linear"), results("crossover")),
+        "processes": processes.block(results("processes")),
+        "wheel": wheel.markdown(results("wheel")),
+        "digits": digits_block(digits),
+    }
+
+
+def results(name: str) -> dict[str, Any]:
+    """What a benchmark kept."""
+    body: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return body
 
 
 def replace(text: str, name: str, block: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,21 +13,45 @@ from . import _native, triton
 from .operators import IMPLEMENTED, OPERATORS
 
 NAMES = ("reference", "cpu", "triton", "cuda")
-# What `auto` tries before the reference, by device and operation. On a GPU no kernel has run yet, so this order is by
-# design alone: compiled kernels start sooner than Triton's, which counts at training batches, and the loss keeps in
-# shared memory what Triton's loads again.
-_AUTOMATIC: dict[str, dict[str, tuple[str, ...]]] = {
-    "cpu": dict.fromkeys(IMPLEMENTED, ("cpu",)),
+
+
+class Choice(NamedTuple):
+    """One line of the table of `auto`: what it tries, and for which inputs."""
+
+    backends: tuple[str, ...]  # the first that works here; none of them: the reference
+    most_rows: float = math.inf
+    types: tuple[torch.dtype, ...] = ()  # () any
+
+
+_COMPILED_FIRST = (Choice(("cuda", "triton")),)
+# What `auto` takes, by device and operation: the first line that fits the rows and the type.
+#
+# CPU, measured by `python -m benchmarks.speed.automatic` (benchmarks/results/automatic.json): the kernels are faster
+# from a batch of one on, in every type, but for the operation that is made of matrix products. There plain PyTorch
+# makes fewer calls, all that counts in a small batch: up to some 80 rows of two views with all their gradients,
+# some 100 in bfloat16, whose products are soon done, and some 200 of dense targets, which have no gradient. Not under
+# torch.compile, where a call costs nothing.
+#
+# GPU, by design alone, as no kernel has run on one: compiled kernels start sooner than Triton's, which counts at
+# training batches, and the loss keeps in shared memory what Triton's loads again. Of what starts from matrix products
+# there is no CUDA C++: the passes between the framework's products are bound by memory, which Triton's reach as well.
+_AUTOMATIC: dict[str, dict[str, tuple[Choice, ...]]] = {
+    "cpu": {
+        **dict.fromkeys(IMPLEMENTED, (Choice(("cpu",)),)),
+        "contrastive_loss": (
+            Choice(("reference",), most_rows=64),
+            Choice(("reference",), most_rows=96, types=(torch.bfloat16,)),
+            Choice(("cpu",)),
+        ),
+        "icm_loss_dense": (Choice(("reference",), most_rows=128), Choice(("cpu",))),
+    },
     "cuda": {
-        "icm_loss": ("cuda", "triton"),
-        "mixup": ("cuda", "triton"),
-        "mixup_cross_entropy": ("cuda", "triton"),
-        "am_mixup_loss": ("cuda", "triton"),
-        # Products by the framework and passes over their results, which Triton does as well: no CUDA C++ yet.
-        "contrastive_loss": ("triton",),
-        "linear_icm_loss": ("triton",),
+        **dict.fromkeys(("icm_loss", "mixup", "mixup_cross_entropy", "am_mixup_loss"), _COMPILED_FIRST),
+        **dict.fromkeys(("contrastive_loss", "icm_loss_dense", "linear_icm_loss"), (Choice(("triton",)),)),
     },
 }
+# Forms of an operation that have lines of their own, by the operation whose kernels they need.
+_KERNELS_OF = {"icm_loss_dense": "contrastive_loss"}
 
 logger = logging.getLogger("icm_fast")
 
@@ -95,27 +120,47 @@ def _unavailable(name: str) -> str | None:
 def _lacks(operation: str, backend: str) -> str | None:
     """Why a backend cannot compute the operation here."""
     reason = _unavailable(backend)
-    return reason if reason is not None or has_kernel(operation, backend) else "this build has no kernel for it"
+    if reason is not None or backend == "reference":
+        return reason
+    return None if has_kernel(_KERNELS_OF.get(operation, operation), backend) else "this build has no kernel for it"
 
 
-def choose(operation: str, backend: str | None, device_type: str) -> str:
-    """The backend for one call. Cached: the answer for given arguments never changes in a process.
+def choose(
+    operation: str,
+    backend: str | None,
+    device_type: str,
+    rows: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """The backend for one call, of many rows if their number is not told.
+
+    Cached: the answer for given arguments never changes in a process.
 
     Raises:
         ValueError: an unknown backend, or one for another device.
         RuntimeError: a backend that is not available, or has no kernel for the operation.
     """
-    return _choose(operation, backend, device_type)
+    return _choose(operation, backend, device_type, _line(operation, device_type, rows, dtype))
 
 
 # What torch.compiler.assume_constant_result does, whose call imports the whole of torch._dynamo, and triton with it.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _line(operation: str, device_type: str, rows: int | None, dtype: torch.dtype | None) -> int:
+    """Which line of the table fits."""
+    lines = _AUTOMATIC.get(device_type, {}).get(operation, ())
+    for number, line in enumerate(lines[:-1]):
+        if rows is not None and rows <= line.most_rows and (not line.types or dtype in line.types):
+            return number
+    return len(lines) - 1
+
+
 @functools.cache
-def _choose(operation: str, backend: str | None, device_type: str) -> str:
+def _choose(operation: str, backend: str | None, device_type: str, line: int) -> str:
     if backend is None or backend == "auto":
-        return _choose_automatically(operation, device_type)
+        return _choose_automatically(operation, device_type, line)
+    operation = _KERNELS_OF.get(operation, operation)
     if backend not in NAMES:
         raise ValueError(f"{operation}: unknown backend={backend!r}; expected 'auto' or one of {', '.join(NAMES)}")
     if backend == "reference":
@@ -135,15 +180,19 @@ def _choose(operation: str, backend: str | None, device_type: str) -> str:
     return backend
 
 
-def _first(device_type: str, operation: str) -> str | None:
-    """The first backend of the table that has a kernel here."""
-    names = _AUTOMATIC.get(device_type, {}).get(operation, ())
-    return next((name for name in names if _lacks(operation, name) is None), None)
+def _tried(device_type: str, operation: str, line: int) -> tuple[str, ...]:
+    lines = _AUTOMATIC.get(device_type, {}).get(operation, ())
+    return lines[line].backends if lines else ()
 
 
-def _choose_automatically(operation: str, device_type: str) -> str:
-    name = _first(device_type, operation)
-    passed_over = [each for each in _AUTOMATIC.get(device_type, {}).get(operation, ()) if each != name]
+def _first(device_type: str, operation: str, line: int = -1) -> str | None:
+    """The first backend of a line of the table that has a kernel here."""
+    return next((name for name in _tried(device_type, operation, line) if _lacks(operation, name) is None), None)
+
+
+def _choose_automatically(operation: str, device_type: str, line: int) -> str:
+    name = _first(device_type, operation, line)
+    passed_over = [each for each in _tried(device_type, operation, line) if each != name]
     reasons = "; ".join(f"{each}: {_lacks(operation, each)}" for each in passed_over if _lacks(operation, each))
     if name is None:
         _warn_once(device_type, reasons or "no fused kernels for this device yet")

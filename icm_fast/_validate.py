@@ -37,7 +37,11 @@ def check_tensor(where: str, name: str, value: Any, fix: str = "") -> Tensor:
     if value.layout != torch.strided:
         raise TypeError(f"{where}: expected a strided {name}, got layout {value.layout}; call {name}.to_dense()")
     if hasattr(value, "full_tensor"):
-        raise TypeError(f"{where}: {name} is a DTensor; pass {name}.to_local() or {name}.full_tensor()")
+        # Told by its method: its class is in a module that takes long to import.
+        raise TypeError(
+            f"{where}: {name} is a DTensor; pass {name}.full_tensor(), or, where each process holds rows of its own, "
+            f"{name}.to_local() (a loss then takes process_group)"
+        )
     return value
 
 

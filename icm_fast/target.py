@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from ._validate import check_floating, check_labels, check_same_device, describe
@@ -68,6 +70,12 @@ class MixedTarget:
     def __len__(self) -> int:
         return int(self.y_a.shape[0])
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"MixedTarget has no attribute {name!r}: it holds two labels a sample and is no tensor. Measure on integer "
+            "labels, or with icm_fast.metrics.mixup_accuracy; what wants rows (B, C) takes target.dense(num_classes)"
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the labels are."""
@@ -105,13 +113,13 @@ class MixedTarget:
         """(B, num_classes) mixed targets; equal classes add up to 1.
 
         Raises:
-            ValueError: a label is not below num_classes (CPU only; elsewhere the device reports it).
+            ValueError: a label is not below num_classes (on the CPU, not in a graph; else the device reports it).
         """
-        if self.device.type == "cpu" and len(self) and int(torch.maximum(self.y_a, self.y_b).max()) >= num_classes:
-            largest = int(torch.maximum(self.y_a, self.y_b).max())
+        looks = self.device.type == "cpu" and not torch.compiler.is_compiling() and len(self) > 0
+        if looks and (largest := int(torch.maximum(self.y_a, self.y_b).max())) >= num_classes:
             raise ValueError(f"MixedTarget.dense: label {largest} needs num_classes > {largest}, got {num_classes}")
-        lam = self.lam.to(dtype).expand(len(self))
-        rows = torch.zeros(len(self), num_classes, dtype=dtype, device=self.device)
+        lam = self.lam.to(dtype).expand(self.shape[0])
+        rows = torch.zeros(self.shape[0], num_classes, dtype=dtype, device=self.device)
         rows.scatter_add_(1, self.y_a[:, None], lam[:, None])
         return rows.scatter_add_(1, self.y_b[:, None], (1 - lam)[:, None])
 
@@ -136,7 +144,7 @@ class MixedTarget:
         Raises:
             ValueError: a row with more non-zeros, a negative weight, or weights that do not sum to 1 within rounding.
         """
-        check_floating("MixedTarget.from_dense", "rows", rows)
+        check_floating("MixedTarget.from_dense", "rows", rows, fix="Integer labels go into every loss as they are.")
         if rows.dim() != 2 or rows.shape[1] == 0:
             raise ValueError(f"MixedTarget.from_dense: expected shape (B, C), got {tuple(rows.shape)}")
         wide = rows.detach() if rows.dtype == torch.float64 else rows.detach().float()
@@ -165,3 +173,34 @@ class MixedTarget:
         return dataclasses.replace(
             self, y_a=move(self.y_a), y_b=move(self.y_b), lam=move(self.lam), clean=clean, plan=None
         )
+
+
+_FIELDS = ("y_a", "y_b", "lam", "clean", "plan")
+
+
+def _parts(target: MixedTarget) -> tuple[list[Any], None]:
+    return [getattr(target, name) for name in _FIELDS], None
+
+
+def _named_parts(target: MixedTarget) -> tuple[list[tuple[pytree.KeyEntry, Any]], None]:
+    return [(pytree.GetAttrKey(name), getattr(target, name)) for name in _FIELDS], None
+
+
+def _from_parts(parts: Iterable[Any], _: None) -> MixedTarget:
+    """Unchecked: what maps over trees puts anything in the place of tensors, None and shapes included."""
+    target = object.__new__(MixedTarget)
+    for name, part in zip(_FIELDS, parts, strict=True):
+        object.__setattr__(target, name, part)
+    return target
+
+
+# For torch.export, torch.func and whatever else looks for tensors inside arguments.
+pytree.register_pytree_node(
+    MixedTarget,
+    _parts,
+    _from_parts,
+    serialized_type_name="icm_fast.MixedTarget",
+    flatten_with_keys_fn=_named_parts,
+)
+# It holds tensors and runs nothing, so torch.load may read it with weights_only=True.
+torch.serialization.add_safe_globals([MixedTarget])

@@ -1,11 +1,10 @@
 """Fixtures of every test file."""
 
-import importlib
-
 import pytest
 import torch
 from linear_cases import WAYS
 
+from icm_fast.functional import _linear_ways
 from icm_fast.operators import _products
 
 # On a busy machine two threads wait for each other at the end of every call, which makes the suite ten times slower.
@@ -26,11 +25,9 @@ def generator() -> torch.Generator:
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way of linear_icm_loss, with blocks of few rows."""
-    # The function of the same name hides the module.
-    choice = importlib.import_module("icm_fast.functional.linear_icm_loss")
     through_logits, kept = WAYS[request.param]
-    monkeypatch.setattr(choice, "through_logits", lambda rows, used: through_logits)
-    monkeypatch.setattr(choice, "_MOST_KEPT", kept)
+    monkeypatch.setattr(_linear_ways, "through_logits", lambda rows, used: through_logits)
+    monkeypatch.setattr(_linear_ways, "MOST_KEPT", kept)
     monkeypatch.setitem(_products._BLOCKS, "cpu", (1 << 10, 16, 64))
     monkeypatch.setattr(_products, "_KEPT", 1000)  # of 31 rows or fewer
     return str(request.param)

@@ -8,10 +8,12 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import ROOT, run_python
+from peers import peer
 
 import icm_fast
 from benchmarks import readme
@@ -21,6 +23,8 @@ PACKAGE = ROOT / "icm_fast"
 
 # Part of the package -> the parts that it may import. Data flows from the top of this table to the bottom.
 MAY_IMPORT = {
+    "integrations": {"integrations", "losses", "metrics", "mixing", "functional", "target", "_validate"},
+    "metrics": {"functional", "target", "_validate"},
     "mixing": {"mixing", "functional", "target", "_validate"},
     "losses": {"losses", "functional", "target", "_validate"},
     "functional": {"functional", "operators", "reference", "target", "_backends", "_validate"},
@@ -117,15 +121,22 @@ def test_public_names() -> None:
     assert not missing
 
 
-def modules() -> list[str]:
-    found = pkgutil.walk_packages([str(PACKAGE)], "icm_fast.")
-    return [module.name for module in found if not module.name.endswith("__main__")]
+def modules() -> list[Any]:
+    found = [module.name for module in pkgutil.walk_packages([str(PACKAGE)], "icm_fast.")]
+    # Each integration needs the library of its name.
+    return [
+        pytest.param(name, marks=pytest.mark.long) if name.startswith("icm_fast.integrations.") else name
+        for name in found
+        if not name.endswith("__main__") and not name.startswith("icm_fast.integrations._")
+    ]
 
 
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples(name: str) -> None:
     if name.startswith("icm_fast.triton."):
         pytest.importorskip("triton")  # absent outside Linux
+    if name.startswith("icm_fast.integrations."):
+        peer(name.rpartition(".")[2])
     names = {"torch": torch, "MixedTarget": icm_fast.MixedTarget}
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS, extraglobs=names)
     assert results.failed == 0

@@ -184,15 +184,48 @@ def test_uint8_is_normalised_on_the_way() -> None:
         assert mixed.dtype == (dtype or torch.float32)
 
 
-def test_disabled_mixing_still_normalises_and_doubles() -> None:
+def test_disabled_mixing_is_plain_training() -> None:
     pixels = torch.randint(256, (B, C, H, W), dtype=torch.uint8)
     mix = icm.Mixup(1.0, 1.0, mean=[0.5] * C, std=[0.25] * C, keep_clean=True, generator=seeded())
     state = mix.state_dict()["generator"]
     mix.mixup_enabled = False
-    both, target = mix(pixels, LABELS)
-    torch.testing.assert_close(both, ((pixels / 255 - 0.5) / 0.25).repeat(2, 1, 1, 1))
-    assert target.lam.item() == 1.0 and torch.equal(target.y_b, LABELS)
+    images, labels = mix(pixels, LABELS.short())
+    torch.testing.assert_close(images, (pixels / 255 - 0.5) / 0.25)
+    assert torch.equal(labels, LABELS) and labels.dtype == torch.int64
+    logits = torch.randn(B, 10)
+    for criterion in (icm.ICMLoss(), icm.RegMixupLoss(), icm.MixupCrossEntropyLoss()):
+        torch.testing.assert_close(criterion(logits, labels), torch.nn.functional.cross_entropy(logits, LABELS))
     assert torch.equal(mix.state_dict()["generator"], state)
+    mix.mixup_enabled = True
+    assert mix(pixels, LABELS)[0].shape[0] == 2 * B
+
+    dense = icm.Mixup(1.0, target="dense", num_classes=10, label_smoothing=0.1)
+    dense.mixup_enabled = False
+    smoothed = torch.full((B, 10), 0.01).scatter_(1, LABELS[:, None], 0.91)
+    torch.testing.assert_close(dense(distinct_images(), LABELS)[1], smoothed)
+
+
+@pytest.mark.parametrize("mode", ["batch", "elem", "pair"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_timms_arguments_all_count(mode: str, smoothing: float, caplog: pytest.LogCaptureFixture) -> None:
+    """As timm's train.py names them, every one of them: nothing is dropped, and of smoothing the log says more."""
+    mix = icm.Mixup(
+        mixup_alpha=0.8,
+        cutmix_alpha=1.0,
+        cutmix_minmax=None,
+        prob=1.0,
+        switch_prob=0.5,
+        mode=mode,
+        label_smoothing=smoothing,
+        num_classes=10,
+    )
+    _, target = mix(distinct_images(), LABELS)
+    assert mix.pairing == ("flip" if mode == "pair" else "perm")
+    if smoothing:
+        assert target.shape == (B, 10) and float(target.min()) == pytest.approx(smoothing / 10)
+        assert "label_smoothing=0.1" in caplog.text and "pair axis" in caplog.text
+    else:
+        assert isinstance(target, icm.MixedTarget) and caplog.text == ""
 
 
 def test_dense_target_is_timms() -> None:

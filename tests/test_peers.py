@@ -1,17 +1,11 @@
-"""Dense targets that other libraries really produce, and the loss that one computes; `make check` installs them.
-
-Of packages that import much more than is needed here, the one file is loaded.
-"""
+"""Dense targets that other libraries really produce, and the loss that one computes; `make check` installs them."""
 
 from __future__ import annotations
-
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
+from peers import peer, peer_file
 from torch import Tensor
 
 import icm_fast as icm
@@ -23,35 +17,12 @@ pytestmark = pytest.mark.long
 ROWS, CLASSES = 24, 10
 
 
-def load(package: str, file: str) -> ModuleType:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
-        pytest.skip(f"{package} is not installed: pip install --no-deps -r requirements-peers.txt")
-    path = Path(found.submodule_search_locations[0]) / file
-    spec = importlib.util.spec_from_file_location(f"{package}_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def torchvision_transforms() -> ModuleType:
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed: pip install --no-deps -r requirements-peers.txt")
-    if not torch.cuda.is_available():  # its wheel is for another torch: declare the operators that it asks for
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, name):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torchvision_transforms.kept = library
-    return importlib.import_module("torchvision.transforms.v2")
-
-
 def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return torch.rand(ROWS, 3, 8, 8, generator=generator), torch.randint(CLASSES, (ROWS,), generator=generator)
 
 
 def timm_targets(generator: torch.Generator) -> dict[str, Tensor]:
-    mixup = load("timm", "data/mixup.py")
+    mixup = peer_file("timm", "data/mixup.py")
     return {
         f"{mode}, smoothing {smoothing}": mixup.Mixup(
             mixup_alpha=0.4, cutmix_alpha=1.0, mode=mode, label_smoothing=smoothing, num_classes=CLASSES
@@ -62,7 +33,7 @@ def timm_targets(generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def torchvision_targets(generator: torch.Generator) -> dict[str, Tensor]:
-    v2 = torchvision_transforms()
+    v2 = peer("torchvision.transforms.v2")
     kinds = {"MixUp": v2.MixUp(alpha=0.4, num_classes=CLASSES), "CutMix": v2.CutMix(num_classes=CLASSES)}
     return {name: mix(*batch(generator))[1] for name, mix in kinds.items()}
 
@@ -86,7 +57,7 @@ def test_dense_targets(source: object, generator: torch.Generator) -> None:
 
 def test_clip_loss_of_open_clip(generator: torch.Generator) -> None:
     """Ours is twice open_clip's, which halves the sum of the axes."""
-    clip_loss = load("open_clip", "loss.py").ClipLoss()
+    clip_loss = peer_file("open_clip", "loss.py").ClipLoss()
     image, text = (F.normalize(torch.randn(33, 16, generator=generator), dim=1).requires_grad_() for _ in range(2))
     scale = torch.tensor(14.3, requires_grad=True)
     leaves = [image, text, scale]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import pickle
 
 import pytest
 import torch
@@ -58,9 +59,17 @@ def test_travels() -> None:
     kept = io.BytesIO()
     torch.save({"y_a": target.y_a, "target": target}, kept)
     kept.seek(0)
-    loaded = torch.load(kept, weights_only=False)["target"]
-    for other in (loaded, copy.deepcopy(target)):
+    loaded = torch.load(kept, weights_only=True)["target"]  # no code of a file is run
+    for other in (loaded, copy.deepcopy(target), pickle.loads(pickle.dumps(target))):
         assert torch.equal(other.dense(3), target.dense(3)) and torch.equal(other.clean, target.clean)
+
+
+def test_says_what_it_is_where_a_tensor_was_expected() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'reshape': .*mixup_accuracy.*dense\(num_classes\)"):
+        make().reshape(1, -1)  # what metrics of other libraries begin with
+    assert not hasattr(make(), "argmax")
+    with pytest.raises(TypeError, match="Integer labels go into every loss as they are"):
+        icm.MixedTarget.from_dense(torch.tensor([1, 2]))
 
 
 def collate(batch: list[int]) -> icm.MixedTarget:

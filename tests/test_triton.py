@@ -33,7 +33,7 @@ def test_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytes
         for cached in (_backends._warn_once, _backends._inform_once):
             cached.cache_clear()
         caplog.clear()
-        return _backends._choose.__wrapped__("icm_loss", None, "cuda")
+        return _backends._choose.__wrapped__("icm_loss", None, "cuda", -1)
 
     caplog.set_level(logging.INFO, "icm_fast")
     assert choose({"cuda", "triton"}) == "cuda"
@@ -50,7 +50,7 @@ def test_a_build_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("the CUDA library is loaded here")
     monkeypatch.setattr(_backends, "_unavailable", lambda name: None)
     with pytest.raises(RuntimeError, match=r"backend='cuda' .* this build has no kernel for it. Available: reference"):
-        _backends._choose.__wrapped__("icm_loss", "cuda", "cuda")
+        _backends._choose.__wrapped__("icm_loss", "cuda", "cuda", -1)
 
 
 def test_no_gpu_is_a_reason() -> None:

@@ -73,17 +73,17 @@ def truth(workload: Workload) -> Any:
     if workload.operation == "mixup":
         return reference.mixup(inputs["x"].double(), inputs["index"], inputs["lam"])
     leaves = [leaf.detach().double().requires_grad_() for leaf in workload.leaves]
-    loss = _function(reference, workload.operation)(*leaves, *_target(workload))
+    loss = function(workload.operation, reference)(*leaves, *_target(workload))
     return loss.detach(), *torch.autograd.grad(loss, leaves)
 
 
-def _function(functions: Any, operation: str) -> Loss:
+def function(operation: str, functions: Any = F_icm) -> Loss:
     """The function of an operation, ours or the reference's, called with the leaves and the target."""
     if operation == "linear_icm_loss":
         loss = functions.linear_icm_loss
         return lambda features, weight, bias, target, **options: loss(features, weight, target, bias, **options)
-    function: Loss = getattr(functions, operation.removesuffix("_dense"))
-    return function
+    found: Loss = getattr(functions, operation.removesuffix("_dense"))
+    return found
 
 
 def _target(workload: Workload) -> list[Any]:
@@ -115,7 +115,7 @@ def step(loss_of: Loss, leaves: Sequence[Tensor], *target: Any, **options: Any) 
 def _losses(workload: Workload, compiled: bool) -> dict[str, Step]:
     leaves, given = workload.leaves, _target(workload)
     labels = _labels(*given)
-    fused = _function(F_icm, workload.operation)
+    fused = function(workload.operation)
     plain = PLAIN_LOSSES[workload.operation]
 
     steps = {OURS: step(fused, leaves, *given)}

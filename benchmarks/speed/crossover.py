@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import importlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 
 import icm_fast as icm
 from icm_fast import functional as F_icm
+from icm_fast.functional import _linear_ways
 
 from .contenders import Step, step, truth
 from .measure import Measurement, measure
@@ -33,7 +33,6 @@ DEPTHS = (256, 512)
 PARTS = tuple(eighths / 8 for eighths in range(2, 13))
 LOGITS, MIXED = "through the logits", "on mixed classifiers"
 _WAYS = {LOGITS: True, MIXED: False}
-_LIBRARY = importlib.import_module("icm_fast.functional.linear_icm_loss")  # the package has the function by that name
 OUT = Path(__file__).resolve().parent.parent / "results" / "crossover.json"
 
 
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             used[work.name] = len(torch.cat((target.y_a, target.y_b)).unique())
             results[work.name] = alone(_measured, work.size, options.threads, options.seconds)
             print(".", end="", flush=True)
-    changes_at = _LIBRARY.most_classes(options.batch_size, options.batch_size)
+    changes_at = _linear_ways.most_classes(options.batch_size, options.batch_size)
     write(options.out, results, {"seconds": options.seconds, "used": used, "changes_at": changes_at})
     body = json.loads(options.out.read_text(encoding="utf-8"))
     print(table(body))
@@ -94,7 +93,7 @@ def _forced(takes_logits: bool) -> Callable[..., Tensor]:
     """The loss if that were the library's choice: nothing else of the call changes."""
 
     def loss(features: Tensor, weight: Tensor, bias: Tensor, target: icm.MixedTarget) -> Tensor:
-        with mock.patch.object(_LIBRARY, "through_logits", return_value=takes_logits):
+        with mock.patch.object(_linear_ways, "through_logits", return_value=takes_logits):
             result: Tensor = F_icm.linear_icm_loss(features, weight, target, bias)
         return result
 

@@ -12,7 +12,7 @@ import torch
 
 import icm_fast as icm
 from icm_fast import functional as F_icm
-from icm_fast.functional.linear_icm_loss import _MOST_KEPT, _WORTH_GATHERING, through_logits
+from icm_fast.functional._linear_ways import MOST_KEPT, WORTH_GATHERING, through_logits
 from icm_fast.operators._library import overload
 from icm_fast.operators._products import are_kept, products
 
@@ -37,7 +37,7 @@ def _of_classifier(rows: int, depth: int, classes: int, target: icm.MixedTarget)
     used = len(present)
     if not through_logits(rows, used):
         return _of_views(rows, depth)
-    width = used if used <= _WORTH_GATHERING * classes else classes
+    width = used if used <= WORTH_GATHERING * classes else classes
     features, weight = torch.randn(rows, depth), torch.randn(width, depth) / depth**0.5
     dfeatures, dweight = torch.empty_like(features), torch.empty_like(weight)
     scores = torch.empty(rows, width)
@@ -45,7 +45,7 @@ def _of_classifier(rows: int, depth: int, classes: int, target: icm.MixedTarget)
     renamed = icm.MixedTarget(y_a, y_b, target.lam)
 
     def run() -> None:
-        for _ in range(1 if rows * width <= _MOST_KEPT else 2):
+        for _ in range(1 if rows * width <= MOST_KEPT else 2):
             torch.mm(features, weight.T, out=scores)
         (dlogits,) = torch.autograd.grad(F_icm.icm_loss(logits, renamed), logits)
         torch.mm(dlogits, weight, out=dfeatures)

@@ -15,6 +15,10 @@ from icm_fast.testing.memory import peak_extra_bytes
 from .contenders import Step
 from .floor import FLOOR
 
+# The relative error from which on a result is wrong. Of float32 sums of up to 10^4 terms: a correct formulation is far
+# inside, a wrong one far outside.
+WRONG = 1e-3
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -44,7 +48,9 @@ def largest_error(result: Any, truth: Any) -> float:
     return worst
 
 
-def measure(steps: Mapping[str, Step], truth: Any, seconds: float) -> dict[str, Measurement | str]:
+def measure(
+    steps: Mapping[str, Step], truth: Any, seconds: float, wrong: float = WRONG
+) -> dict[str, Measurement | str]:
     """Time every contender in turn, round after round, for about `seconds`; a wrong result gets no time, but a reason.
 
     In turn, so that all share the machine's good and bad moments. A turn begins with one call that is not timed, for
@@ -61,8 +67,7 @@ def measure(steps: Mapping[str, Step], truth: Any, seconds: float) -> dict[str, 
         except Exception as reason:
             failed[name] = f"failed: {type(reason).__name__}: {str(reason).splitlines()[0]}"
             continue
-        # float32 sums of up to 10^4 terms: a correct formulation is far inside, a wrong one far outside.
-        if error is None or error < 1e-3:
+        if error is None or error < wrong:
             running[name] = step
         else:
             failed[name] = f"wrong result: relative error {error:.1e}"

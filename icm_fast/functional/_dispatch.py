@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as _forward_ad
 
+from .._backends import choose
 from .._validate import (
     FLOATING,
     INTEGERS,
@@ -14,21 +17,44 @@ from .._validate import (
     check_label_values,
     check_same_device,
     check_target_values,
+    check_tensor,
     describe,
 )
 from ..operators._library import accumulation_type
-from ..operators._processes import Processes, gather_target, processes_of
 from ..reference._common import Axis as Axis
 from ..reference._common import Reduction as Reduction
 from ..target import MixedTarget
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack as Unpack
+
 AXIS_NAMES = ("both", "class", "pair")
 REDUCTION_NAMES = ("none", "mean", "sum")
+
+# What a loss returns with return_terms.
+Terms = tuple[Tensor, Tensor, Tensor]
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Keywords of every loss over scores, for type checkers: return_terms alone decides what is returned."""
+
+    axis: Axis
+    reduction: Reduction
+    backend: str | None
+
+
+class Options(ScoreOptions, total=False):
+    """Those of the losses with a target."""
+
+    logit_scale: float | Tensor | None
+    process_group: Any
+    validate: bool
 
 
 def check_logits(where: str, logits: Any) -> Tensor:
     """(B, C), floating."""
-    if not isinstance(logits, Tensor) or logits.dtype not in FLOATING or logits.layout != torch.strided:
+    # In a few words of Python: this is a part of the time of every call. Subclasses of Tensor are looked at.
+    if type(logits) is not Tensor or logits.dtype not in FLOATING or logits.layout != torch.strided:
         check_floating(where, "logits", logits)
     if logits.dim() != 2:
         raise ValueError(f"{where}: expected logits of shape (B, C), got {describe(logits)}")
@@ -64,6 +90,7 @@ def target_kind(where: str, logits: Tensor, target: Any, classes: int | None = N
             f"{where}: expected target to be a MixedTarget, a float tensor (B, C) or an integer tensor (B,), "
             f"got {describe(target)}.{fix}"
         )
+    check_tensor(where, "target", target)
     check_same_device(where, **{name: logits}, target=target)
     if target.dtype in FLOATING:
         if target.requires_grad:
@@ -97,8 +124,11 @@ _functorch_active = getattr(torch._C, "_are_functorch_transforms_active", lambda
 
 
 def functorch_active() -> bool:
-    """Whether torch.func transforms are at work; the fused operators have no rules for them."""
-    return bool(_functorch_active())
+    """Whether torch.func transforms or forward-mode derivatives are at work, for which the operators have no rules.
+
+    Without a look at the latter, a tangent would be lost in silence where no gradient is asked for.
+    """
+    return bool(_functorch_active()) or _forward_ad._current_level >= 0
 
 
 def check_values(where: str, target: Any, num_classes: int) -> None:
@@ -128,6 +158,7 @@ def check_scale(where: str, of: Tensor, logit_scale: float | Tensor | None) -> T
     if logit_scale is None:
         return None
     if isinstance(logit_scale, Tensor):
+        check_tensor(where, "logit_scale", logit_scale)
         if logit_scale.dim() != 0 or not logit_scale.is_floating_point():
             raise ValueError(
                 f"{where}: expected logit_scale to be a number or a 0-d tensor, got {describe(logit_scale)}"
@@ -140,29 +171,10 @@ def check_scale(where: str, of: Tensor, logit_scale: float | Tensor | None) -> T
     return torch.full((), logit_scale, dtype=accumulation_type(of.dtype), device=of.device)
 
 
-def gather(
-    where: str, process_group: Any, rows: Tensor, target: MixedTarget | Tensor, name: str
-) -> tuple[Processes, MixedTarget | Tensor]:
-    """The processes and the target of all, whose bad values then raise on every one of them."""
-    _check_group(where, process_group, name)
-    processes = processes_of(process_group, rows.shape[0], rows.device)
-    if isinstance(target, MixedTarget):
-        return processes, MixedTarget(*gather_target(processes, target.y_a, target.y_b, target.lam))
-    return processes, processes.gather(target)
-
-
-def _check_group(where: str, process_group: Any, name: str) -> None:
-    """That several processes can be served."""
-    if torch.compiler.is_compiling() or functorch_active():
-        raise RuntimeError(
-            f"{where}: process_group is for eager mode; call the loss outside torch.compile and torch.func"
-        )
-    if name == "reference":
-        raise RuntimeError(f"{where}: process_group needs a fused backend; see icm_fast.backends()")
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        raise RuntimeError(
-            f"{where}: process_group={describe(process_group)} was given, but torch.distributed is not initialised"
-        )
+def backend_for(operation: str, backend: str | None, of: Tensor, process_group: Any = None) -> str:
+    """The backend of a call. Its size counts in eager mode alone, where calls cost time, and for one process."""
+    rows = None if process_group is not None or torch.compiler.is_compiling() else of.shape[0]
+    return choose(operation, backend, of.device.type, rows, of.dtype)
 
 
 def autocast_type(of: Tensor) -> torch.dtype:
@@ -171,3 +183,24 @@ def autocast_type(of: Tensor) -> torch.dtype:
     known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # not the meta device
     narrows = known and of.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return torch.get_autocast_dtype(kind) if narrows else of.dtype
+
+
+def product_type(of: Tensor) -> torch.dtype:
+    """The type in which products of this tensor are formed: autocast's, but float32 where the CPU has none for it."""
+    dtype = autocast_type(of)
+    return torch.float32 if of.device.type == "cpu" and _lacks_products(dtype) else dtype
+
+
+def _lacks_products(dtype: torch.dtype) -> bool:
+    """Whether torch multiplies matrices of this type number by number: up to 25 times the time of float32's."""
+    return dtype in _NARROW and _asked(dtype)
+
+
+_lacks_products._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as choose in _backends.py
+_NARROW = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+
+
+@functools.cache
+def _asked(dtype: torch.dtype) -> bool:
+    has_products = getattr(torch.ops.mkldnn, _NARROW[dtype], None)
+    return has_products is not None and not has_products()

@@ -68,7 +68,7 @@ def check_lam(where: str, x: Tensor, lam: Any, out_dtype: torch.dtype) -> Tensor
         if isinstance(lam, bool) or not isinstance(lam, (int, float)):
             raise TypeError(f"{where}: expected lam to be a number or a floating-point tensor, got {describe(lam)}")
         return torch.full((), float(lam), dtype=accumulation_type(out_dtype), device=x.device)
-    if lam.dtype not in FLOATING:
+    if check_tensor(where, "lam", lam).dtype not in FLOATING:
         raise TypeError(f"{where}: expected lam to be a number or a floating-point tensor, got {describe(lam)}")
     if lam.requires_grad:
         raise TypeError(f"{where}: lam requires grad, but mixing weights carry no gradient; pass lam.detach()")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._backends import choose
 from .._validate import check_choice, check_label_values, check_labels, check_same_device, describe
 from ..operators import am_mixup_loss as operator
 from ..operators._library import accumulation_type
@@ -78,7 +77,7 @@ def am_mixup_loss(
     rate = _rate(rate, logits)
     labels = _one_per_row("labels", labels, logits)
     check_choice(_WHERE, "reduction", reduction, _dispatch.REDUCTION_NAMES)
-    name = choose(_WHERE, backend, logits.device.type)
+    name = _dispatch.backend_for(_WHERE, backend, logits)
     if name == "reference" or _dispatch.functorch_active():
         loss = reference.am_mixup_loss(logits, index, rate, labels, reduction=cast(Any, reduction))
     else:

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
 from .. import reference
-from .._backends import choose
 from .._validate import check_choice, check_floating, check_same_device, describe
 from ..operators import contrastive_loss as operator
 from . import _dispatch
 
 _WHERE = "contrastive_loss"
+
+
+class _Options(_dispatch.ScoreOptions, total=False):
+    bias: Tensor | None
+
+
+@overload
+def contrastive_loss(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: float | Tensor | None = None,
+    *,
+    return_terms: Literal[False] = False,
+    **options: _dispatch.Unpack[_Options],
+) -> Tensor: ...
+
+
+@overload
+def contrastive_loss(
+    x: Tensor,
+    y: Tensor,
+    logit_scale: float | Tensor | None = None,
+    *,
+    return_terms: Literal[True],
+    **options: _dispatch.Unpack[_Options],
+) -> _dispatch.Terms: ...
 
 
 def contrastive_loss(
@@ -79,12 +104,12 @@ def contrastive_loss(
     check_choice(_WHERE, "axis", axis, _dispatch.AXIS_NAMES)
     check_choice(_WHERE, "reduction", reduction, _dispatch.REDUCTION_NAMES)
     scale = _dispatch.check_scale(_WHERE, x, logit_scale)
-    name = choose(_WHERE, backend, x.device.type)
+    name = _dispatch.backend_for(_WHERE, backend, x)
     if name == "reference" or _dispatch.functorch_active():
         return reference.contrastive_loss(
             x, y, scale, bias=bias, axis=axis, reduction=reduction, return_terms=return_terms
         )
-    dtype = _dispatch.autocast_type(x)
+    dtype = _dispatch.product_type(x)
     views = x.to(dtype), y.to(dtype), None if bias is None else bias.to(dtype)
     loss, terms = operator.contrastive_loss(name, *views, scale, axis, reduction)
     return (loss, terms[0], terms[1]) if return_terms else loss

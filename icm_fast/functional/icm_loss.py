@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 from torch import Tensor
 
 from .. import reference
-from .._backends import choose
 from .._validate import check_choice
 from ..operators import contrastive_loss as two_views
 from ..operators import icm_loss as operator
 from ..operators._library import accumulation_type
 from ..operators.linear_icm_loss import linear_icm_loss
 from ..target import MixedTarget
-from . import _dispatch
+from . import _dispatch, _processes
 
 _WHERE = "icm_loss"
+
+
+@overload
+def icm_loss(
+    logits: Tensor,
+    target: MixedTarget | Tensor,
+    *,
+    return_terms: Literal[False] = False,
+    **options: _dispatch.Unpack[_dispatch.Options],
+) -> Tensor: ...
+
+
+@overload
+def icm_loss(
+    logits: Tensor,
+    target: MixedTarget | Tensor,
+    *,
+    return_terms: Literal[True],
+    **options: _dispatch.Unpack[_dispatch.Options],
+) -> _dispatch.Terms: ...
 
 
 def icm_loss(
@@ -57,11 +76,13 @@ def icm_loss(
         reduction: "mean", "sum" (B times the mean) or "none": (B,), entry i = class term of image i + pair term of
             classifier i.
         logit_scale: multiplies Z; a number or a 0-d tensor, differentiable. Default: no scale, as in the paper.
-        process_group: processes that each hold some rows of one batch, as torch.distributed has them: the loss is that
-            of the whole batch, on every process; partners are on the own one, "none" gives its own entries. The
-            gradient is multiplied by their number, for DistributedDataParallel to divide. Each sends its target (24
-            bytes a row; a dense one whole) and two numbers for every column. All must call, rows or not; a GPU waits
-            once, for the numbers of rows. Hard labels: the loss of the own rows.
+        process_group: processes that each hold some rows of one batch: a group of torch.distributed (whose group.WORLD
+            is None, and no group, before init_process_group). The loss is that of the whole batch, on every process;
+            partners are on the own one, "none" gives its own entries. The gradient is multiplied by their number, for
+            DistributedDataParallel to divide. Each sends its target (12 bytes a row; a dense one whole) and, but for
+            the class axis alone, two numbers for every column. All must make the same call, rows or not: where they
+            differ, all raise; one that does not call leaves the others to the timeout of the group. A GPU waits once,
+            for the numbers of rows. Hard labels: the loss of the own rows.
         validate: check the values of the target first. Waits for a GPU.
         return_terms: also return the class and the pair term, detached.
         backend: None or "auto", "reference", "cpu", "triton", "cuda"; see `icm_fast.backends()`.
@@ -73,7 +94,8 @@ def icm_loss(
     Raises:
         TypeError: logits or target of a wrong type, a tuple as target, a target that requires grad.
         ValueError: shapes or devices that do not fit; on the CPU in eager mode also a label outside [0, C) or a lam
-            outside [0, 1] or NaN. Elsewhere bad values give NaN loss and NaN gradient, never a bad access.
+            outside [0, 1] or NaN. Elsewhere bad values give NaN loss and NaN gradient, never a bad access. Processes
+            whose calls differ.
         RuntimeError: an explicit backend that is not available; differentiating a fused loss twice.
 
     Cost:
@@ -108,10 +130,12 @@ def icm_loss(
     scale = _dispatch.check_scale(_WHERE, logits, logit_scale)
     if validate:
         _dispatch.check_values(_WHERE, target, logits.shape[1])
-    name = choose(_WHERE, backend, logits.device.type)
+    form = f"{_WHERE}_dense" if kind == "dense" else _WHERE
+    name = _dispatch.backend_for(form, backend, logits, process_group)
     processes = None
     if process_group is not None and kind != "hard":
-        processes, target = _dispatch.gather(_WHERE, process_group, logits, target, name)
+        call = _processes.Call(logits.shape[1], axis, reduction, scale)
+        processes, target = _processes.gather(_WHERE, process_group, logits, target, call, name)
     if kind == "hard" or name == "reference" or _dispatch.functorch_active():
         loss, *terms = cast(
             Any,
@@ -119,8 +143,7 @@ def icm_loss(
         )
     elif kind == "dense":
         views = _views(logits, cast(Tensor, target))
-        product = choose("contrastive_loss", backend, logits.device.type)
-        loss, terms = two_views.contrastive_loss(product, *views, None, scale, axis, reduction, processes)
+        loss, terms = two_views.contrastive_loss(name, *views, None, scale, axis, reduction, processes)
     else:
         mixed = cast(MixedTarget, target)
         labels = (mixed.y_a, mixed.y_b, mixed.lam)

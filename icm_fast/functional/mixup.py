@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._backends import choose
 from ..operators import mixup as operator
 from . import _dispatch, _mixing
 
@@ -119,7 +118,7 @@ def mix_samples(
 
     lam must be 1 where a sample has a box, None if all have; a box without pixels is none.
     """
-    name = choose(_WHERE, backend, x.device.type)
+    name = _dispatch.backend_for(_WHERE, backend, x)
     if name == "reference" or _dispatch.functorch_active():
         result = _reference(x, index, lam, box, mean, std, keep_clean, dtype)
         return result if out is None else out.copy_(result)

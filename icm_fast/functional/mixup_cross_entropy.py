@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference
-from .._backends import choose
 from .._validate import check_choice, check_floating, check_same_device, describe
 from ..operators import mixup_cross_entropy as operator
 from ..operators._library import accumulation_type
@@ -85,7 +84,7 @@ def mixup_cross_entropy(
     weight = None if weight is None else _class_weight(logits, weight).to(dtype)
     _check_smoothing(label_smoothing)
     check_choice(_WHERE, "reduction", reduction, _dispatch.REDUCTION_NAMES)
-    name = choose(_WHERE, backend, logits.device.type)
+    name = _dispatch.backend_for(_WHERE, backend, logits)
     options: dict[str, Any] = {"label_smoothing": float(label_smoothing), "reduction": reduction}
     if kind == "dense":
         dense = cast(Tensor, target).to(dtype)

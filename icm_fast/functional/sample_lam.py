@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._validate import check_number, describe
+from . import _draws
 
 _WHERE = "sample_lam"
 
@@ -52,13 +53,5 @@ def sample_lam(
         raise ValueError(f"{_WHERE}: expected n >= 0, got {n}")
     target = torch.device(device) if device is not None else generator.device if generator else torch.device("cpu")
     home = target if generator is None else generator.device
-    lam = draw_lam(alpha, n, generator, home)
+    lam = _draws.lam(alpha, n, generator, home)
     return lam if home == target else lam.to(target, non_blocking=home.type == "cpu")
-
-
-def draw_lam(alpha: float, n: int | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """`sample_lam` of checked arguments, on the generator's device."""
-    shape = (2,) if n is None else (n, 2)
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    concentration = torch.full(shape, float(alpha), device=device, dtype=dtype)
-    return torch._sample_dirichlet(concentration, generator)[..., 0].float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,10 @@ class ICMLoss(nn.Module):
         self.axis, self.reduction, self.validate, self.backend = axis, reduction, validate, backend
         self.process_group = process_group
         keep_scale(self, "ICMLoss", logit_scale)
+
+    if TYPE_CHECKING:  # nn.Module's returns Any
+
+        def __call__(self, logits: Tensor, target: MixedTarget | Tensor) -> Tensor: ...
 
     def forward(self, logits: Tensor, target: MixedTarget | Tensor) -> Tensor:
         """The loss in nats, () or (B,)."""

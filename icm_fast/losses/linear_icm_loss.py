@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,10 @@ class LinearICMLoss(nn.Module):
         self.validate, self.backend = validate, backend
         self.process_group = process_group
         keep_scale(self, where, logit_scale)
+
+    if TYPE_CHECKING:  # nn.Module's returns Any
+
+        def __call__(self, features: Tensor, target: MixedTarget | Tensor) -> Tensor: ...
 
     def forward(self, features: Tensor, target: MixedTarget | Tensor) -> Tensor:
         """The loss in nats, () or (B,)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from .. import functional as F_icm
@@ -51,6 +53,10 @@ class MixupCrossEntropyLoss(nn.Module):
         check_choice(where, "reduction", reduction, REDUCTION_NAMES)
         self.register_buffer("weight", weight)
         self.label_smoothing, self.reduction, self.backend = label_smoothing, reduction, backend
+
+    if TYPE_CHECKING:  # nn.Module's returns Any
+
+        def __call__(self, logits: Tensor, target: MixedTarget | Tensor) -> Tensor: ...
 
     def forward(self, logits: Tensor, target: MixedTarget | Tensor) -> Tensor:
         """The loss in nats, () or (B,)."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from .. import functional as F_icm
 from .._validate import check_tensor, describe
 from ..functional._dispatch import check_logits, target_kind
+from ..functional._processes import over_all
 from ..target import MixedTarget
 from ._common import check_number
 from .icm_loss import ICMLoss
@@ -27,7 +28,9 @@ class RegMixupLoss(nn.Module):
 
     Args:
         mixed: the loss of the mixed half, a module (logits, target) -> loss. Default: ICMLoss(), which makes
-            IC-RegMixup; MixupCrossEntropyLoss() makes RegMixup. If it has a `reduction`, the clean term takes it over.
+            IC-RegMixup; MixupCrossEntropyLoss() makes RegMixup. If it has a `reduction`, the clean term takes it over;
+            if it has a `process_group`, the clean term is that of the whole batch too (16 bytes more), however
+            unequally the processes share it.
         gamma: weight of the mixed term, not negative.
 
     Raises:
@@ -54,6 +57,10 @@ class RegMixupLoss(nn.Module):
         self.mixed = ICMLoss() if mixed is None else mixed
         self.gamma = gamma
 
+    if TYPE_CHECKING:  # nn.Module's returns Any
+
+        def __call__(self, logits: Tensor | tuple[Tensor, Tensor], target: MixedTarget | Tensor) -> Tensor: ...
+
     def forward(self, logits: Tensor | tuple[Tensor, Tensor], target: MixedTarget | Tensor) -> Tensor:
         """The loss in nats.
 
@@ -69,9 +76,17 @@ class RegMixupLoss(nn.Module):
             raise ValueError(
                 f"{where}: target has no clean labels; write Mixup(keep_clean=True), or MixedTarget(..., clean=labels)"
             )
-        clean, mixed = _halves(where, logits, len(target))
-        loss: Tensor = _cross_entropy(clean, target.clean, self._reduction) + self.gamma * self.mixed(mixed, target)
-        return loss
+        clean, mixed = _halves(where, logits, target.shape[0])
+        # First: of several processes it tells all of a bad label on one, before they wait for each other again.
+        of_mixed: Tensor = self.mixed(mixed, target)
+        return self._of_clean(clean, target.clean) + self.gamma * of_mixed
+
+    def _of_clean(self, logits: Tensor, labels: Tensor) -> Tensor:
+        group, reduction = getattr(self.mixed, "process_group", None), self._reduction
+        if group is None:
+            return _cross_entropy(logits, labels, reduction)
+        own = _cross_entropy(logits, labels, "none" if reduction == "none" else "sum")
+        return over_all(group, own, len(labels), reduction)
 
     def _evaluate(self, where: str, logits: Tensor | tuple[Tensor, Tensor], target: Any) -> Tensor:
         logits = check_logits(where, logits)
@@ -92,7 +107,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
 
 
 def _halves(where: str, logits: Any, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Clean and mixed logits; of one tensor by chunk, whose gradient is a single concatenation."""
+    """Clean and mixed logits; of one tensor by split, whose gradient is a single concatenation."""
     if isinstance(logits, (tuple, list)):
         if len(logits) != 2:
             raise TypeError(f"{where}: expected logits to be a tensor or a pair (clean, mixed), got {describe(logits)}")
@@ -106,7 +121,5 @@ def _halves(where: str, logits: Any, batch_size: int) -> tuple[Tensor, Tensor]:
             f"{where}: expected logits with {2 * batch_size} rows, clean and mixed, for a target of {batch_size}, "
             f"got {describe(logits)}"
         )
-    if batch_size == 0:
-        return logits, logits  # chunk would return one piece
-    clean, mixed = logits.chunk(2)
+    clean, mixed = logits.split([batch_size, batch_size])
     return clean, mixed

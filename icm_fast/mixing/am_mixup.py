@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._validate import check_floating, check_labels, check_number, check_same_device, describe
 from ..functional.mixup import mixup
-from .sampling import Draws
+from .sampling import Draws, Source
 
 _WHERE = "AMMixup"
 
@@ -32,6 +32,7 @@ class AMMixup:
         beta: positive; how far the rate falls.
         generator: of the partners; default: torch's global generator of the features' device. Partners drawn from a
             generator of another device are copied.
+        rank: see `Mixup`.
         backend: of the mixing; see `functional.mixup`.
 
     Raises:
@@ -50,12 +51,22 @@ class AMMixup:
     """
 
     def __init__(
-        self, beta: float = 0.67, *, generator: torch.Generator | None = None, backend: str | None = None
+        self,
+        beta: float = 0.67,
+        *,
+        generator: torch.Generator | None = None,
+        rank: int | None = None,
+        backend: str | None = None,
     ) -> None:
         self.beta = check_number(_WHERE, "beta", beta, least=0, exclusive=True)
-        self.generator = generator
+        self._source = Source(_WHERE, generator, rank)
         self.backend = backend
         self._accuracy = 0.0
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """As given."""
+        return self._source.generator
 
     @property
     def rate(self) -> float:
@@ -84,34 +95,23 @@ class AMMixup:
                 f"got {describe(features)}"
             )
         check_same_device(_WHERE, features=features, labels=labels)
-        index = Draws(features.device, self.generator).partners("perm", len(labels))
+        index = Draws(features.device, self._source.here()).partners("perm", len(labels))
         rate = self.rate
         mixed = mixup(features, index, rate, backend=self.backend)
         return mixed, labels if rate >= 0.5 else labels[index]
 
     def state_dict(self) -> dict[str, Any]:
-        """The accuracy and the generator's state."""
-        generator = None if self.generator is None else self.generator.get_state()
-        return {"train_accuracy": self._accuracy, "generator": generator}
+        """The accuracy, the generator's state and the rank."""
+        return {"train_accuracy": self._accuracy, **self._source.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where the state was taken.
+        """Continue where the state was taken; see `Mixup.load_state_dict`.
 
         Raises:
             ValueError: a generator's state without a generator, or the reverse.
         """
-        load_generator(_WHERE, self.generator, state)
+        self._source.load(state)
         self.update(state["train_accuracy"])
 
     def __repr__(self) -> str:
         return f"AMMixup(beta={self.beta}, rate={self.rate:.4g})"
-
-
-def load_generator(where: str, generator: torch.Generator | None, state: dict[str, Any]) -> None:
-    """Set a generator to the state kept under "generator"."""
-    saved = state["generator"]
-    if (saved is None) != (generator is None):
-        have, kept = ("has a generator", "none") if saved is None else ("has no generator", "one")
-        raise ValueError(f"{where}: this object {have}, but the state was taken from one with {kept}")
-    if generator is not None:
-        generator.set_state(saved)

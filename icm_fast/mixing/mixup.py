@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validate import check_choice, check_labels, check_number, check_same_device, check_tensor, describe
+from .._validate import check_choice, check_number, describe
 from ..functional import _mixing
 from ..functional.mixup import mix_samples
 from ..target import MixedTarget
-from .am_mixup import load_generator
 from .cutmix import draw_box, draw_box_between
+from .labels import check_labels, check_target, dense_rows
 from .remix import RemixRule
-from .sampling import PAIRINGS, Draws
+from .sampling import PAIRINGS, Draws, Source
 
 _WHERE = "Mixup"
 _MODES = ("batch", "elem", "pair")
-_TARGETS = ("mixed", "dense")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,22 +45,31 @@ class Mixup:
         prob: of mixing a batch at all. A batch that is left alone has lam = 1 and stays a mixed target.
         switch_prob: of CutMix where both are used.
         mode: "batch": one lam (and one box) for the batch, as in the papers; "elem": for each sample one of its own;
-            "pair" (needs pairing="flip"): for each sample and its partner one in common.
+            "pair" (pairing="flip"): for each sample and its partner one in common.
         correct_lam: labels get the share of pixels that the clipped box really leaves (always with cutmix_minmax).
         pairing: "perm" a random permutation, "flip" the batch in reverse (timm), "roll" the sample before it
-            (torchvision).
+            (torchvision). Default: "perm", with mode="pair" "flip".
         remix: `RemixRule`: labels get a lam of their own, per sample, that favours the rarer class.
         keep_clean: return 2B images, the clean ones in front, and a target with `clean` labels (RegMixup).
         mean, std: one number per channel, for uint8 images, which are normalised in the same pass.
         dtype: floating-point type of the result for uint8 images; default float32.
-        target: "mixed" returns a `MixedTarget`; "dense" a float tensor (B, num_classes) like timm's.
-        num_classes, label_smoothing: of a dense target. A mixed target is smoothed by the loss.
+        target: "mixed" returns a `MixedTarget`; "dense" a float tensor (B, num_classes) like timm's. Default: "mixed",
+            with label_smoothing "dense".
+        num_classes: needed for a dense target, of no use for a mixed one.
+        label_smoothing: of a dense target. The papers use none, so above 0 it is said in the log what it does to an IC
+            loss. A mixed target is smoothed by `MixupCrossEntropyLoss`.
         generator: of all draws; default: torch's global generator of the images' device. Draws from a generator of
-            another device are copied to the images'.
+            another device are copied to the images'. Ranks of torch.distributed and DataLoader workers that begin with
+            the same generator draw differently; of the global one that is up to its seeds: seed + rank, as trainers
+            do, while DataLoader seeds its workers.
+        rank: which rank this process draws as, with a generator; default: its own. Ranks that hold the same samples,
+            as in tensor parallelism, need the same number; rank=0 on all has all of them draw alike.
         backend: of the mixing; see `functional.mixup`.
 
     Attributes:
-        mixup_enabled: set to False to have batches pass unmixed (normalised and doubled as the arguments say).
+        mixup_enabled: set to False for plain training from here on: images pass unmixed (uint8 normalised, nothing
+            doubled) with their integer labels, for which every loss is cross-entropy, or their dense ones. A batch
+            that `prob` leaves alone stays a mixed target. Worker processes that persist do not see the change.
 
     Raises:
         TypeError, ValueError: arguments out of range, or that contradict each other.
@@ -86,16 +94,17 @@ class Mixup:
         switch_prob: float = 0.5,
         mode: str = "batch",
         correct_lam: bool = True,
-        pairing: str = "perm",
+        pairing: str | None = None,
         remix: RemixRule | None = None,
         keep_clean: bool = False,
         mean: Tensor | Sequence[float] | None = None,
         std: Tensor | Sequence[float] | None = None,
         dtype: torch.dtype | None = None,
-        target: str = "mixed",
+        target: str | None = None,
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         generator: torch.Generator | None = None,
+        rank: int | None = None,
         backend: str | None = None,
     ) -> None:
         self.mixup_alpha = check_number(_WHERE, "mixup_alpha", mixup_alpha, least=0)
@@ -109,6 +118,8 @@ class Mixup:
         self.prob = check_number(_WHERE, "prob", prob, least=0, most=1)
         self.switch_prob = check_number(_WHERE, "switch_prob", switch_prob, least=0, most=1)
         check_choice(_WHERE, "mode", mode, _MODES)
+        if pairing is None:
+            pairing = "flip" if mode == "pair" else "perm"
         check_choice(_WHERE, "pairing", pairing, PAIRINGS)
         if mode == "pair" and pairing != "flip":
             raise ValueError(
@@ -118,45 +129,56 @@ class Mixup:
             raise TypeError(f"{_WHERE}: expected remix to be a RemixRule, got {describe(remix)}")
         if (mean is None) != (std is None):
             raise ValueError(f"{_WHERE}: expected mean and std together, got only {'std' if mean is None else 'mean'}")
-        _check_dense(target, num_classes, label_smoothing, keep_clean)
+        target = check_target(target, num_classes, label_smoothing, keep_clean)
         self.mode, self.pairing, self.remix = mode, pairing, remix
         self.correct_lam, self.keep_clean = bool(correct_lam), bool(keep_clean)
         self.dtype, self.target, self.num_classes = dtype, target, num_classes
-        self.label_smoothing, self.generator, self.backend = label_smoothing, generator, backend
+        self.label_smoothing, self.backend = label_smoothing, backend
+        self._source = Source(_WHERE, generator, rank)
         self.mixup_enabled = True
         self._pixels = None if mean is None or std is None else (_per_channel(mean), _per_channel(std))
         self._pixels_on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """As given."""
+        return self._source.generator
 
     @property
     def _cuts(self) -> bool:
         return self.cutmix_alpha > 0 or self.cutmix_minmax is not None
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
-        """Mixed images, (B, ...) or with keep_clean (2B, ...), and their target.
+        """Mixed images and their target.
 
         Args:
             images: (B, ...) float32, float64, bfloat16 or float16, differentiable, or uint8 with mean and std; for
                 CutMix (B, ..., height, width).
             labels: (B,) integers of any width.
 
+        Returns:
+            images (B, ...) or with keep_clean (2B, ...); a `MixedTarget`, dense rows, or while mixup_enabled is False
+            integer labels.
+
         Raises:
             TypeError, ValueError: types, shapes or devices that do not fit.
         """
         images = _mixing.check_samples(_WHERE, images)
-        labels = _check_labels(images, labels)
+        labels = check_labels(images, labels)
         mean, std = self._pixels_for(images.device)
         dtype = _mixing.check_pixels(_WHERE, images, mean, std, self.dtype if images.dtype == torch.uint8 else None)
         if self._cuts and images.dim() < 3:
             raise ValueError(f"{_WHERE}: CutMix needs images (B, ..., height, width), got {describe(images)}")
-        plan = self._draw(images) if self.mixup_enabled else _unmixed(images)
+        plan = self._draw(images) if self.mixup_enabled else None
+        index, lam, box = _unmixed(images) if plan is None else (plan.index, plan.lam, plan.box)
         mixed = mix_samples(
             images,
-            plan.index,
-            plan.lam,
-            plan.box,
+            index,
+            lam,
+            box,
             mean=mean,
             std=std,
-            keep_clean=self.keep_clean,
+            keep_clean=self.keep_clean and plan is not None,
             dtype=dtype,
             backend=self.backend,
         )
@@ -164,7 +186,7 @@ class Mixup:
 
     def _draw(self, images: Tensor) -> _Plan:
         batch_size = images.shape[0]
-        draws = Draws(images.device, self.generator)
+        draws = Draws(images.device, self._source.here())
         n = {"batch": None, "elem": batch_size, "pair": (batch_size + 1) // 2}[self.mode]
         index = draws.partners(self.pairing, batch_size)
         lam, box, label_lam = self._draw_weights(draws, images, n)
@@ -198,16 +220,21 @@ class Mixup:
         box, lam, share = draw_box(draws, self.cutmix_alpha, height, width, n)
         return box, share if self.correct_lam else lam
 
-    def _target(self, labels: Tensor, plan: _Plan) -> MixedTarget | Tensor:
-        y_b, lam = labels[plan.index], plan.label_lam
-        if self.remix is not None:
-            lam = self.remix.lam(lam, labels, y_b)
-        mixed = MixedTarget(labels, y_b, lam, clean=labels if self.keep_clean else None)
-        if self.target == "mixed":
-            return mixed
+    def _target(self, labels: Tensor, plan: _Plan | None) -> MixedTarget | Tensor:
+        """Of a plan, or of labels that are not mixed."""
+        if plan is None:
+            if self.target == "mixed":
+                return labels
+            mixed = MixedTarget(labels, labels, torch.ones((), device=labels.device))
+        else:
+            y_b, lam = labels[plan.index], plan.label_lam
+            if self.remix is not None:
+                lam = self.remix.lam(lam, labels, y_b)
+            mixed = MixedTarget(labels, y_b, lam, clean=labels if self.keep_clean else None)
+            if self.target == "mixed":
+                return mixed
         assert self.num_classes is not None
-        rows = mixed.dense(self.num_classes)
-        return rows * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        return dense_rows(mixed, self.num_classes, self.label_smoothing)
 
     def _pixels_for(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """mean and std on a device, copied there once."""
@@ -219,16 +246,16 @@ class Mixup:
         return self._pixels_on[device]
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state; None without one."""
-        return {"generator": None if self.generator is None else self.generator.get_state()}
+        """The generator's state, None without one, and the rank."""
+        return self._source.state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the draws where the state was taken.
+        """Continue the draws where the state was taken; with that of another rank, from there as this rank.
 
         Raises:
             ValueError: a generator's state without a generator, or the reverse.
         """
-        load_generator(_WHERE, self.generator, state)
+        self._source.load(state)
 
     def __repr__(self) -> str:
         words = [f"mixup_alpha={self.mixup_alpha}", f"cutmix_alpha={self.cutmix_alpha}"]
@@ -238,10 +265,9 @@ class Mixup:
         return f"Mixup({', '.join(words)}, keep_clean={self.keep_clean})"
 
 
-def _unmixed(images: Tensor) -> _Plan:
-    """Every sample its own partner, weight 1."""
-    one = torch.ones((), device=images.device)
-    return _Plan(torch.arange(images.shape[0], device=images.device), one, None, one)
+def _unmixed(images: Tensor) -> tuple[Tensor, Tensor, None]:
+    """Index, lam and box: every sample its own partner, weight 1."""
+    return torch.arange(images.shape[0], device=images.device), torch.ones((), device=images.device), None
 
 
 def _per_channel(values: Tensor | Sequence[float]) -> Tensor:
@@ -257,32 +283,3 @@ def _check_minmax(minmax: Any) -> tuple[float, float] | None:
     if least > most:
         raise ValueError(f"{_WHERE}: expected cutmix_minmax to be (least, most), got ({least}, {most})")
     return least, most
-
-
-def _check_dense(target: Any, num_classes: Any, label_smoothing: Any, keep_clean: bool) -> None:
-    check_choice(_WHERE, "target", target, _TARGETS)
-    check_number(_WHERE, "label_smoothing", label_smoothing, least=0, most=1)
-    if target == "mixed":
-        if label_smoothing != 0 or num_classes is not None:
-            raise ValueError(
-                f'{_WHERE}: num_classes and label_smoothing go with target="dense"; for a mixed target pass '
-                "label_smoothing to the loss"
-            )
-        return
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f'{_WHERE}: target="dense" needs a positive num_classes, got {describe(num_classes)}')
-    if keep_clean:
-        raise ValueError(f'{_WHERE}: keep_clean needs target="mixed": a dense target cannot hold the clean labels')
-
-
-def _check_labels(images: Tensor, labels: Any) -> Tensor:
-    check_tensor(_WHERE, "labels", labels)
-    if labels.is_floating_point() or labels.dim() == 2:
-        raise TypeError(
-            f"{_WHERE}: expected integer labels (B,), got {describe(labels)}; pass one-hot labels as labels.argmax(1)"
-        )
-    labels = check_labels(_WHERE, "labels", labels)
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"{_WHERE}: images has {images.shape[0]} samples but labels has {labels.shape[0]}")
-    check_same_device(_WHERE, images=images, labels=labels)
-    return labels

@@ -7,6 +7,7 @@ after this package is imported, or not at all; `.cuda` likewise (csrc/cuda), `.t
 from . import (
     am_mixup_loss,
     contrastive_loss,
+    draws,
     icm_loss,
     linear_cross_entropy,
     linear_icm_loss,
@@ -27,6 +28,7 @@ __all__ = [
     "OPERATORS",
     "am_mixup_loss",
     "contrastive_loss",
+    "draws",
     "icm_loss",
     "linear_cross_entropy",
     "linear_icm_loss",

@@ -40,11 +40,11 @@ class _Rows(torch.autograd.Function):
             gradient = torch.sparse_coo_tensor(
                 index[None], values.to(dtype), shape, is_coalesced=second is None, check_invariants=False
             )
-            return refuse_second_derivative(gradient)[0], None
+            return *refuse_second_derivative((gradient,), (grad,)), None
         total = _zeros(shape, dtype if second is None else accumulation_type(dtype), device, valid)
         for index, values in parts:
             _add_rows(total, index, values)
-        return refuse_second_derivative(total.to(dtype))[0], None
+        return *refuse_second_derivative((total.to(dtype),), (grad,)), None
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device, valid: Tensor | None) -> Tensor:

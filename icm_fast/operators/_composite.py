@@ -96,7 +96,7 @@ class _EagerLoss(torch.autograd.Function):
         saved = ctx.saved_tensors  # once, and above autograd: checkpointing runs the forward pass again to get them
         with torch._C._AutoDispatchBelowAutograd():
             gradients = _gradients(ctx, saved, functools.partial(composite.backward, backend, **shared), grad)
-        return None, None, None, *refuse_second_derivative(*gradients), *others
+        return None, None, None, *refuse_second_derivative(gradients, (grad, *saved[:DIFFERENTIABLE])), *others
 
 
 _OPTIONS = "int diagonal, bool class_axis, bool pair_axis, int reduction"

@@ -64,7 +64,7 @@ class _NoSecondDerivative(torch.autograd.Function):
     """The identity on a gradient, with a clear error when it is differentiated itself."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, gradient: torch.Tensor, *computed_from: torch.Tensor) -> torch.Tensor:
         return gradient.clone() if gradient.is_sparse else gradient.view_as(gradient)
 
     @staticmethod
@@ -74,8 +74,15 @@ class _NoSecondDerivative(torch.autograd.Function):
         )
 
 
-def refuse_second_derivative(*gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """What a backward pass returns: with create_graph=True, gradients that raise when they are differentiated."""
+def refuse_second_derivative(
+    gradients: tuple[torch.Tensor | None, ...], computed_from: Sequence[torch.Tensor | None]
+) -> tuple[torch.Tensor | None, ...]:
+    """What a backward pass returns: with create_graph=True, gradients that raise when they are differentiated.
+
+    Whatever they were computed from is tied to them: autograd.grad asks only those nodes that lead to what it is asked
+    for, and would leave a gradient without such ties out of a second derivative without a word.
+    """
     if not torch.is_grad_enabled():
         return gradients
-    return tuple(g if g is None else _NoSecondDerivative.apply(g.requires_grad_()) for g in gradients)
+    ties = [each for each in computed_from if each is not None and each.requires_grad]
+    return tuple(each if each is None else _NoSecondDerivative.apply(each, *ties) for each in gradients)

@@ -87,7 +87,10 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(backend: str, first: Tensor, *rest: Any, **options: Any) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
+        kind = first.device.type
+        if not torch.amp.is_autocast_available(kind):  # the meta device
+            return function(backend, first, *rest, **options)
+        with torch.autocast(kind, enabled=False):
             return function(backend, first, *rest, **options)
 
     return run

@@ -68,7 +68,7 @@ class _EagerAMMixupLoss(torch.autograd.Function):
         saved = ctx.saved_tensors  # above autograd: checkpointing runs the forward pass again to get them
         with torch._C._AutoDispatchBelowAutograd():
             dlogits = _BACKWARD[ctx.backend](grad, *saved, ctx.reduction)
-        (dlogits,) = refuse_second_derivative(dlogits)
+        (dlogits,) = refuse_second_derivative((dlogits,), (grad, *saved))
         return None, None, dlogits, None, None, None
 
 

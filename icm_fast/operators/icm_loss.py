@@ -168,7 +168,7 @@ class _EagerICMLoss(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             dlogits, dscale = BACKWARD[backend](grad, grad, *saved, *options, ctx.needs_input_grad[1])
         scale_gradient = _scale_gradient(saved[4], dscale) if ctx.needs_input_grad[1] else None
-        return *refuse_second_derivative(dlogits, scale_gradient), None
+        return *refuse_second_derivative((dlogits, scale_gradient), (grad, *saved)), None
 
 
 class _EagerICMLossAndGradient(torch.autograd.Function):
@@ -179,7 +179,7 @@ class _EagerICMLossAndGradient(torch.autograd.Function):
         target, options = call
         with torch._C._AutoDispatchBelowAutograd():
             loss, terms, dlogits = _LOSS_AND_GRADIENT(logits, *target, *options)
-        ctx.save_for_backward(dlogits)
+        ctx.save_for_backward(dlogits, logits)  # the logits for what a second derivative would need
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
@@ -189,11 +189,11 @@ class _EagerICMLossAndGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: None) -> Any:
         if grad is None:
             return None, None
-        (dlogits,) = ctx.saved_tensors
+        dlogits, logits = ctx.saved_tensors
         with torch._C._AutoDispatchBelowAutograd():
             # Into a new tensor, rounded once: a scaled fp16 gradient must not be rounded before it is scaled.
             scaled = torch.mul(dlogits, grad, out=torch.empty_like(dlogits, dtype=ctx.dtype))
-        return *refuse_second_derivative(scaled), None
+        return *refuse_second_derivative((scaled,), (grad, logits)), None
 
 
 def _is_one_launch(backend: str, logits: Tensor, y_a: Tensor, logit_scale: Tensor | None, reduction: str) -> bool:

@@ -85,7 +85,7 @@ class _EagerMixupCrossEntropy(torch.autograd.Function):
         saved = ctx.saved_tensors  # above autograd: checkpointing runs the forward pass again to get them
         with torch._C._AutoDispatchBelowAutograd():
             dlogits = BACKWARD[ctx.backend](grad, *saved, *ctx.options)
-        (dlogits,) = refuse_second_derivative(dlogits)
+        (dlogits,) = refuse_second_derivative((dlogits,), (grad, *saved))
         return None, None, dlogits, None, None, None, None
 
 

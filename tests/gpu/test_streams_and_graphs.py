@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+import icm_fast as icm
 from icm_fast.testing.budget import check_same_bits
 
 from .problems import Kernel, problem
@@ -100,3 +101,49 @@ def test_a_device_that_is_not_current(kernel: Kernel, gpu: torch.device, generat
     with torch.cuda.device(0):
         given.run_and_check(kernel.backend)
         assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+def test_a_whole_step_in_one_graph(mode: str, gpu: torch.device) -> None:
+    """Mixing with its draws, network, loss, gradients and update: each replay draws anew, as eager steps would."""
+    mix, criterion = icm.Mixup(0.2, 1.0, mode=mode), icm.ICMLoss()
+    torch.manual_seed(0)
+    images = torch.rand(128, 3, 8, 8, device=gpu)
+    labels = torch.randint(100, (128,), device=gpu)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 100)).to(gpu)
+    start = [parameter.detach().clone() for parameter in net.parameters()]
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def step() -> torch.Tensor:
+        optimiser.zero_grad(set_to_none=False)
+        mixed, target = mix(images, labels)
+        loss = criterion(net(mixed), target)
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    def restart(seed: int) -> None:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter, value in zip(net.parameters(), start, strict=True):
+                parameter.copy_(value)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    for seed in (1, 2):
+        restart(seed)
+        expected = [step().item() for _ in range(4)]
+        restart(seed)
+        replayed = []
+        for _ in range(4):
+            graph.replay()
+            replayed.append(loss.item())
+        assert len(set(replayed)) == 4
+        assert replayed == expected

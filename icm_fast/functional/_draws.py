@@ -1,0 +1,19 @@
+"""Random numbers on a generator's device, or from torch's global generator on a given one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..operators.draws import integers as integers
+from ..operators.draws import permutation as permutation
+from ..operators.draws import uniform as uniform
+from ..operators.draws import weights
+
+
+def lam(alpha: float, n: int | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Weights ~ Beta(alpha, alpha), () or (n,) float32. In float64 first, where a device has it."""
+    shape = (2,) if n is None else (n, 2)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    concentration = torch.full(shape, float(alpha), device=device, dtype=dtype)
+    return weights(concentration, generator)[..., 0].float()

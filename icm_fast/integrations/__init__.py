@@ -1,0 +1,1 @@
+"""Trainers of other libraries: each module here imports its own."""

@@ -1,0 +1,143 @@
+"""torch.compile and torch.export: a whole step is one graph, for all draws and batch sizes, with eager's bits."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+import icm_fast as icm
+from icm_fast.testing import budget
+
+CLASSES = 20
+HEAD = nn.Linear(12, CLASSES)
+STEPS: dict[str, tuple[Any, nn.Module]] = {
+    "icm": (icm.Mixup(0.2), icm.ICMLoss()),
+    "pair axis": (icm.Mixup(0.2, mode="pair"), icm.ICMLoss("pair", logit_scale=torch.tensor(0.7))),
+    "icm of CutMix": (icm.Mixup(0.2, 1.0, mode="elem", prob=0.7), icm.ICMLoss()),
+    "cutmix_minmax": (icm.Mixup(0.2, cutmix_minmax=(0.2, 0.8)), icm.ICMLoss()),
+    "remix": (icm.Mixup(0.2, remix=icm.RemixRule(torch.arange(1, CLASSES + 1))), icm.ICMLoss()),
+    "mixup": (icm.Mixup(0.2, pairing="roll"), icm.MixupCrossEntropyLoss(label_smoothing=0.1)),
+    "regmixup": (icm.Mixup(20, keep_clean=True), icm.RegMixupLoss()),
+    "dense": (icm.Mixup(0.2, target="dense", num_classes=CLASSES), icm.ICMLoss(backend="cpu")),
+    "disabled": (lambda images, labels: (images, labels), icm.ICMLoss()),
+    # More classes than a batch uses: in a graph, which cannot look, mixed classifiers; the weight's gradient is sparse.
+    "linear": (icm.Mixup(0.2), icm.LinearICMLoss(HEAD)),
+}
+
+
+class Step(nn.Module):
+    """Mixing, network and loss."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.mix, self.criterion = STEPS[name]
+        outputs = 12 if name == "linear" else CLASSES
+        self.head = HEAD  # of the network, not of the loss
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, outputs))
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        mixed, target = self.mix(images, labels)
+        loss: Tensor = self.criterion(self.net(mixed), target)
+        return loss
+
+
+def batch(size: int) -> tuple[Tensor, Tensor]:
+    return torch.rand(size, 3, 4, 4), torch.randint(CLASSES, (size,))
+
+
+def results(step: Any, weight: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of a batch of this size, with the draws of this seed."""
+    torch.manual_seed(size)
+    images, labels = batch(size)
+    torch.manual_seed(seed)
+    loss = step(images, labels)
+    return loss.detach(), torch.autograd.grad(loss, weight)[0]
+
+
+@pytest.fixture
+def _recompiling_is_an_error() -> Iterator[None]:
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+
+
+@pytest.mark.usefixtures("_recompiling_is_an_error")
+@pytest.mark.parametrize("name", STEPS)
+def test_one_graph_serves_every_draw_and_batch_size(name: str) -> None:
+    step = Step(name)
+    # aot_eager runs the fake kernels and the registered derivatives; code generation is another test.
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size, seed in ((32, 0), (32, 1), (32, 2), (21, 3), (20, 4)):
+        ours, expected = (results(each, step.net[1].weight, size, seed) for each in (compiled, step))
+        if name == "linear":  # eager mode looks at the labels, and takes the other way where it is cheaper
+            torch.testing.assert_close(ours, expected)
+        else:
+            budget.check_same_bits(ours[0], expected[0], f"loss of {size}")
+            budget.check_same_bits(ours[1], expected[1], f"gradient of {size}")
+
+
+@pytest.mark.usefixtures("_recompiling_is_an_error")
+@pytest.mark.long
+@pytest.mark.parametrize("name", STEPS)
+def test_generated_code_draws_and_computes_the_same(name: str) -> None:
+    step = Step(name)
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for size, seed in ((32, 0), (21, 1)):
+        ours, expected = (results(each, step.net[1].weight, size, seed) for each in (compiled, step))
+        torch.testing.assert_close(ours, expected)
+
+
+def test_a_batch_size_that_is_fixed_means_another_graph() -> None:
+    """So that the test above can fail."""
+    torch._dynamo.reset()
+    step = Step("icm")
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, backend="eager")
+    results(compiled, step.net[1].weight, 32, 0)
+    with torch._dynamo.config.patch(error_on_recompile=True), pytest.raises(Exception, match=r"[Rr]ecompil"):
+        results(compiled, step.net[1].weight, 21, 0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", [name for name in STEPS if name != "dense"])
+def test_a_step_can_be_exported(name: str, strict: bool) -> None:
+    step = Step(name)
+    size = torch.export.Dim("B", min=20, max=1024)
+    program = torch.export.export(step, batch(32), dynamic_shapes=({0: size}, {0: size}), strict=strict)
+    kept = io.BytesIO()
+    torch.export.save(program, kept)
+    kept.seek(0)
+    exported = torch.export.load(kept).module()
+    for rows in (32, 21):
+        images, labels = batch(rows)
+        torch.manual_seed(rows)
+        ours = exported(images, labels)
+        torch.manual_seed(rows)
+        torch.testing.assert_close(ours, step(images, labels))
+
+
+def test_a_loss_can_be_exported_with_its_target_as_an_argument() -> None:
+    logits, labels = torch.randn(8, CLASSES), torch.randint(CLASSES, (8,))
+    target = icm.MixedTarget(labels, labels.flip(0), torch.rand(8))
+    program = torch.export.export(icm.ICMLoss(), (logits, target))
+    other = icm.MixedTarget(labels.flip(0), labels, torch.rand(8))
+    budget.check_same_bits(program.module()(logits, other), icm.ICMLoss()(logits, other), "exported loss")
+
+
+def test_a_target_is_a_tree_of_its_tensors() -> None:
+    labels = torch.arange(4)
+    target = icm.MixedTarget(labels, labels.flip(0), torch.tensor(0.3), clean=labels)
+    leaves, spec = pytree.tree_flatten({"target": target})
+    assert sum(isinstance(leaf, Tensor) for leaf in leaves) == 4
+    again = pytree.tree_unflatten(leaves, spec)["target"]
+    assert isinstance(again, icm.MixedTarget) and again.y_a is target.y_a and again.clean is labels
+    # Whatever a map puts there.
+    shapes = pytree.tree_map(lambda leaf: None if leaf is None else tuple(leaf.shape), target)
+    assert shapes.y_a == (4,) and shapes.lam == () and shapes.plan is None
+    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(target)[0]]
+    assert paths[:3] == [".y_a", ".y_b", ".lam"]
