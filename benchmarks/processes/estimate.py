@@ -40,12 +40,17 @@ class Cost(NamedTuple):
     sent: float
     latency_s: float
     transfer_s: float
-    ring_latency_s: float  # if every collective were a ring
+    ring_latency_s: float
 
     @property
     def seconds(self) -> float:
         """Nothing overlaps."""
         return self.latency_s + self.transfer_s
+
+    @property
+    def ring_seconds(self) -> float:
+        """If every collective were a ring."""
+        return self.ring_latency_s + self.transfer_s
 
 
 def all_gather(gpus: int, each: float) -> Collective:

@@ -43,7 +43,7 @@ def estimates() -> str:
         ways |= {"logits gathered": estimate.gathered(gpus, rows, CLASSES)} if depth == ESTIMATED[-1][1] else {}
         for name, collectives in ways.items():
             cost = estimate.cost(gpus, collectives)
-            ring = f"({milliseconds(cost.transfer_s + cost.ring_latency_s)})"
+            ring = f"({milliseconds(cost.ring_seconds)})"
             times = "".join(f"{milliseconds(s):>11}" for s in (cost.transfer_s, cost.latency_s, cost.seconds))
             lines.append(
                 f"  {rows:>10} {depth if name == FEATURES else '':>5}  {name:20} {size(cost.sent):>11}{times} {ring}"
@@ -83,8 +83,9 @@ def sentence() -> str:
     return (
         f"An estimate on paper ([its formulae](benchmarks/processes/estimate.py)): of {gpus} GPUs with {rows} rows "
         f"each and D = {depth}, each would send {size(here.sent)} instead of {size(there.sent)} of features, in "
-        f"{milliseconds(here.seconds)} instead of {milliseconds(there.seconds)} at {speed}, and never hold its "
-        f"{size(estimate.block_bytes(gpus, rows))} of scores."
+        f"{milliseconds(here.seconds)} instead of {milliseconds(there.seconds)} at {speed}, log2({gpus}) of them one after "
+        f"another in a collective (were every one a ring: {milliseconds(here.ring_seconds)} against "
+        f"{milliseconds(there.ring_seconds)}), and never hold its {size(estimate.block_bytes(gpus, rows))} of scores."
     )
 
 
