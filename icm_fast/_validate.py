@@ -101,13 +101,22 @@ def check_number(
     return value
 
 
-def check_label_values(where: str, name: str, labels: Tensor, num_classes: int) -> None:
+def as_scalar(value: float, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """A number as a 0-d tensor."""
+    if torch.compiler.is_compiling():  # torch.full would make a graph for each number
+        return torch.ones((), dtype=dtype, device=device) * value
+    return torch.full((), value, dtype=dtype, device=device)
+
+
+def check_label_values(
+    where: str, name: str, labels: Tensor, num_classes: int, of: str = "logits with {} classes"
+) -> None:
     """Every label in [0, num_classes). Reads the labels."""
     bad = (labels < 0) | (labels >= num_classes)
     if bool(bad.any()):
         at = int(bad.nonzero()[0])
         raise ValueError(
-            f"{where}: expected labels in [0, {num_classes}) for logits with {num_classes} classes, "
+            f"{where}: expected labels in [0, {num_classes}) for {of.format(num_classes)}, "
             f"got {name}[{at}] = {int(labels[at])}"
         )
 

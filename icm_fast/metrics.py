@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._validate import describe
-from .functional._dispatch import check_logits, check_values, target_kind
+from .functional._dispatch import check_logits, check_values, reads_values, target_kind
 from .target import MixedTarget
 
 __all__ = ["mixup_accuracy"]
@@ -101,7 +101,7 @@ def _label_ranks(where: str, logits: Tensor, target: MixedTarget | Tensor) -> tu
     else:
         labels = target.long()[:, None]
         weights = torch.ones(labels.shape, dtype=torch.float64, device=labels.device)
-    if labels.device.type == "cpu":  # free to read
+    if reads_values(logits):
         check_values(where, target, classes)
     inside = (labels >= 0) & (labels < classes)
     return weights, _ranks(logits, labels.clamp(0, classes - 1)), inside.all(dim=1)
@@ -112,7 +112,7 @@ def _ranks(logits: Tensor, labels: Tensor) -> Tensor:
     classes, rows, scores = logits.shape[1], logits[:, None, :], logits.gather(1, labels)[..., None]
     not_above = _count(rows <= scores)  # a NaN is above all, itself included
     ranks = classes - not_above
-    if logits.device.type == "cpu" and bool((not_above - _count(rows < scores) <= 1).all()):
+    if reads_values(logits) and bool((not_above - _count(rows < scores) <= 1).all()):
         return ranks  # no ties
     before = torch.arange(classes, device=logits.device) < labels[..., None]
     return ranks + _count(before & (rows == scores))

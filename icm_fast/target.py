@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from ._validate import check_floating, check_labels, check_same_device, describe
+from ._validate import as_scalar, check_floating, check_labels, check_same_device, describe
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +70,16 @@ class MixedTarget:
     def __len__(self) -> int:
         return int(self.y_a.shape[0])
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Tensor):
+            raise TypeError(
+                "MixedTarget: compared with a tensor, of predictions perhaps: it holds two labels a sample; use "
+                "icm_fast.metrics.mixup_accuracy, or integer labels"
+            )
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
             f"MixedTarget has no attribute {name!r}: it holds two labels a sample and is no tensor. Measure on integer "
@@ -101,9 +111,18 @@ class MixedTarget:
         Raises:
             TypeError: a dtype instead of a device.
         """
-        if isinstance(device, torch.dtype):
-            raise TypeError(f"MixedTarget.to: expected a device, got {device}; labels and lam keep their types")
+        for given in (device, non_blocking):
+            if isinstance(given, torch.dtype):
+                raise TypeError(f"MixedTarget.to: expected a device, got {given}; labels and lam keep their types")
         return self._map(lambda tensor: tensor.to(device=device, non_blocking=non_blocking))
+
+    def cpu(self) -> MixedTarget:
+        """The same target in main memory."""
+        return self.to("cpu")
+
+    def cuda(self, device: torch.device | str | int = "cuda", non_blocking: bool = False) -> MixedTarget:
+        """The same target on a GPU."""
+        return self.to(device, non_blocking)
 
     def pin_memory(self) -> MixedTarget:
         """The same target in page-locked memory."""
@@ -134,7 +153,7 @@ class MixedTarget:
             raise TypeError(f"MixedTarget.from_tuple: expected (y_a, y_b, lam), got {describe(labels)}")
         y_a, y_b, lam = labels
         if not isinstance(lam, Tensor):
-            lam = torch.tensor(float(lam), device=y_a.device if isinstance(y_a, Tensor) else None)
+            lam = as_scalar(lam, torch.float32, y_a.device if isinstance(y_a, Tensor) else None)
         return cls(y_a, y_b, lam)
 
     @classmethod
@@ -175,22 +194,31 @@ class MixedTarget:
         )
 
 
-_FIELDS = ("y_a", "y_b", "lam", "clean", "plan")
+# Those that are there: whoever maps over a tree expects tensors, and may not take None for one.
+_Names = tuple[str, ...]
+_ALWAYS, _SOMETIMES = ("y_a", "y_b", "lam"), ("clean", "plan")
 
 
-def _parts(target: MixedTarget) -> tuple[list[Any], None]:
-    return [getattr(target, name) for name in _FIELDS], None
+def _names(target: MixedTarget) -> _Names:
+    return _ALWAYS + tuple(name for name in _SOMETIMES if getattr(target, name) is not None)
 
 
-def _named_parts(target: MixedTarget) -> tuple[list[tuple[pytree.KeyEntry, Any]], None]:
-    return [(pytree.GetAttrKey(name), getattr(target, name)) for name in _FIELDS], None
+def _parts(target: MixedTarget) -> tuple[list[Any], _Names]:
+    names = _names(target)
+    return [getattr(target, name) for name in names], names
 
 
-def _from_parts(parts: Iterable[Any], _: None) -> MixedTarget:
+def _named_parts(target: MixedTarget) -> tuple[list[tuple[pytree.KeyEntry, Any]], _Names]:
+    names = _names(target)
+    return [(pytree.GetAttrKey(name), getattr(target, name)) for name in names], names
+
+
+def _from_parts(parts: Iterable[Any], names: _Names) -> MixedTarget:
     """Unchecked: what maps over trees puts anything in the place of tensors, None and shapes included."""
     target = object.__new__(MixedTarget)
-    for name, part in zip(_FIELDS, parts, strict=True):
-        object.__setattr__(target, name, part)
+    values = dict.fromkeys(_SOMETIMES) | dict(zip(names, parts, strict=True))
+    for name, value in values.items():
+        object.__setattr__(target, name, value)
     return target
 
 

@@ -99,6 +99,21 @@ def test_one_forward_needs_one_backward_node(logits: torch.Tensor, target: icm.M
     assert "SplitWithSizesBackward0" in nodes and not any("Slice" in name or "Cat" in name for name in nodes)
 
 
+def test_regmixup_of_features_and_a_head() -> None:
+    """The clean half and evaluation are of the head's logits, also where there are more features than classes."""
+    head, features = nn.Linear(32, 10), torch.randn(12, 32)
+    labels = torch.arange(6) + 4
+    target = icm.MixedTarget(labels, labels.flip(0), torch.tensor(0.3), clean=labels)
+    criterion = icm.RegMixupLoss(icm.LinearICMLoss(head), gamma=0.5)
+    clean, mixed = head(features).chunk(2)
+    torch.testing.assert_close(
+        criterion(features, target), F.cross_entropy(clean, labels) + 0.5 * icm.functional.icm_loss(mixed, target)
+    )
+    torch.testing.assert_close(criterion(features[:6], labels), F.cross_entropy(clean, labels))
+    with pytest.raises(TypeError, match="got a dense target"):
+        criterion(features[:6], torch.rand(6, 10))
+
+
 def test_integer_labels_mean_plain_cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, target: icm.MixedTarget
 ) -> None:

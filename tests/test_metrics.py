@@ -171,3 +171,12 @@ def test_where_nothing_is_read_bad_values_give_nan(
     for given in (beyond, -1 - beyond, dataclasses.replace(target, lam=torch.tensor(torch.nan))):
         assert mixup_accuracy(logits, given).isnan().item()
     assert not mixup_accuracy(logits, target).isnan().item()
+
+
+def test_compiles_whole() -> None:
+    logits, labels = torch.randn(8, C), torch.randint(C, (8,))
+    target = icm.MixedTarget(labels, labels.flip(0), torch.tensor(0.3))
+    torch._dynamo.reset()
+    compiled = torch.compile(mixup_accuracy, fullgraph=True, backend="eager")
+    for given in (target, labels):
+        assert torch.equal(compiled(logits, given, (1, 2)), mixup_accuracy(logits, given, (1, 2)))

@@ -87,7 +87,8 @@ def worker(rank: int, world: int) -> dict[str, Any]:
     results["none"] = terms_of_own_rows(rank, world)
     results["extreme"] = {name: of_logits(*own, group) for name, own in extremes(world, rank).items()}
     results["clean"] = {reduction: of_clean_half(reduction, world, rank, group) for reduction in ("sum", "none")}
-    results["bad"] = [message_for_a_bad_label(label, rank, world) for label in (99, (1 << 32) + 1)]
+    cases = [(99, False), (99, True), ((1 << 32) + 1, False)]
+    results["bad"] = [message_for_a_bad_label(label, rank, world, validate) for label, validate in cases]
     return results
 
 
@@ -141,13 +142,15 @@ def of_clean_half(reduction: str, world: int, rank: int | None = None, group: ob
     return loss.detach(), *torch.autograd.grad(loss.sum(), leaf)
 
 
-def message_for_a_bad_label(label: int, rank: int, world: int) -> str:
+def message_for_a_bad_label(label: int, rank: int, world: int, validate: bool = False) -> str:
     """The last process has a bad label: all are told, so that none waits for another."""
     target = icm.MixedTarget(*(torch.tensor([label if rank == world - 1 else 1]),) * 2, torch.tensor(0.5))
     rows = torch.arange(1 if rank > 0 else 0)  # one has none, and no entry of the loss to be NaN
     target = icm.MixedTarget(target.y_a[rows], target.y_b[rows], target.lam)
     try:
-        F_icm.icm_loss(torch.zeros(len(rows), CLASSES), target, reduction="none", process_group=dist.group.WORLD)
+        F_icm.icm_loss(
+            torch.zeros(len(rows), CLASSES), target, reduction="none", process_group=dist.group.WORLD, validate=validate
+        )
     except ValueError as error:
         return str(error)
     return "no error"
@@ -176,8 +179,8 @@ def test_processes_are_one_batch(world: int, tmp_path: Path) -> None:
         torch.testing.assert_close(torch.cat(losses) if reduction == "none" else losses[-1], loss)
         torch.testing.assert_close(torch.cat(gradients), world * gradient)
     for results in of_ranks:
-        assert f"y_a[{world - 2}] = 99" in results["bad"][0]
-        assert f"y_a[{world - 2}] = {2**31 - 1}" in results["bad"][1]  # sent as 32 bits it does not become 1
+        assert all(f"y_a[{world - 2}] = 99" in message for message in results["bad"][:2])
+        assert f"y_a[{world - 2}] = {2**31 - 1}" in results["bad"][2]  # sent as 32 bits it does not become 1
 
 
 def check_terms(world: int, of_ranks: list[dict[str, tuple[Tensor, Tensor]]]) -> None:

@@ -68,6 +68,10 @@ def test_says_what_it_is_where_a_tensor_was_expected() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'reshape': .*mixup_accuracy.*dense\(num_classes\)"):
         make().reshape(1, -1)  # what metrics of other libraries begin with
     assert not hasattr(make(), "argmax")
+    with pytest.raises(TypeError, match=r"compared with a tensor.*mixup_accuracy"):
+        assert not torch.tensor([0, 1, 2]) == make()  # noqa: SIM201 - an accuracy of 0 without a word, else
+    with pytest.raises(TypeError, match=r"expected a device, got torch\.float16"):
+        make().to("cpu", torch.float16)
     with pytest.raises(TypeError, match="Integer labels go into every loss as they are"):
         icm.MixedTarget.from_dense(torch.tensor([1, 2]))
 

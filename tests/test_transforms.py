@@ -134,6 +134,26 @@ def test_second_derivatives_are_right_or_refused(case: str) -> None:
     torch.testing.assert_close(gradient_penalty(through_reference, x, factor), expected)
 
 
+def test_second_derivatives_are_refused_inside_graphs_too() -> None:
+    """Where the registered formulas run: another path to the parameters would hide what is left out."""
+    weight = torch.randn(6, C, requires_grad=True)
+    x = torch.randn(8, 6)
+
+    def loss(weight: Tensor) -> Tensor:
+        return F_icm.icm_loss((x @ weight).sin(), icm.MixedTarget(_labels(8), _labels(8).flip(0), torch.tensor(0.3)))
+
+    class Module(torch.nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return loss(weight)
+
+    exported = torch.export.export(Module(), (weight,)).module()
+    for run in (loss, torch.compile(loss, backend="eager"), exported):
+        value = run(weight)
+        (gradient,) = torch.autograd.grad(value, weight, create_graph=True)
+        with pytest.raises(RuntimeError, match="backend='reference'"):
+            (value + gradient.square().sum()).backward()
+
+
 class _OnReference:
     """Our functions with backend="reference"."""
 

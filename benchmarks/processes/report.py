@@ -83,8 +83,8 @@ def sentence() -> str:
     return (
         f"An estimate on paper ([its formulae](benchmarks/processes/estimate.py)): of {gpus} GPUs with {rows} rows "
         f"each and D = {depth}, each would send {size(here.sent)} instead of {size(there.sent)} of features, in "
-        f"{milliseconds(here.seconds)} instead of {milliseconds(there.seconds)} at {speed}, log2({gpus}) of them one after "
-        f"another in a collective (were every one a ring: {milliseconds(here.ring_seconds)} against "
+        f"{milliseconds(here.seconds)} instead of {milliseconds(there.seconds)} at {speed}, log2({gpus}) of them one "
+        f"after another in a collective (were every one a ring: {milliseconds(here.ring_seconds)} against "
         f"{milliseconds(there.ring_seconds)}), and never hold its {size(estimate.block_bytes(gpus, rows))} of scores."
     )
 

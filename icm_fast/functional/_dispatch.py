@@ -13,6 +13,7 @@ from .._backends import choose
 from .._validate import (
     FLOATING,
     INTEGERS,
+    as_scalar,
     check_floating,
     check_label_values,
     check_same_device,
@@ -106,7 +107,7 @@ def target_kind(where: str, logits: Tensor, target: Any, classes: int | None = N
     if target.shape != logits.shape[:1]:
         raise ValueError(
             f"{where}: expected integer labels of shape ({logits.shape[0]},), got {describe(target)}; "
-            "a dense target must be floating-point"
+            "of one-hot labels pass labels.argmax(1) for plain cross-entropy (as .float() they are a dense target)"
         )
     return "hard"
 
@@ -168,7 +169,7 @@ def check_scale(where: str, of: Tensor, logit_scale: float | Tensor | None) -> T
         return logit_scale if logit_scale.dtype in (torch.float32, torch.float64) else logit_scale.float()
     if isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)):
         raise TypeError(f"{where}: expected logit_scale to be a number or a 0-d tensor, got {describe(logit_scale)}")
-    return torch.full((), logit_scale, dtype=accumulation_type(of.dtype), device=of.device)
+    return as_scalar(logit_scale, accumulation_type(of.dtype), of.device)
 
 
 def backend_for(operation: str, backend: str | None, of: Tensor, process_group: Any = None) -> str:

@@ -11,9 +11,13 @@ from ..operators.draws import uniform as uniform
 from ..operators.draws import weights
 
 
-def lam(alpha: float, n: int | None, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Weights ~ Beta(alpha, alpha), () or (n,) float32. In float64 first, where a device has it."""
+def lam(
+    alpha: float,
+    n: int | None,
+    generator: torch.Generator | None,
+    device: torch.device,
+    after: Tensor | None = None,
+) -> Tensor:
+    """Weights ~ Beta(alpha, alpha), () or (n,) float32, rounded once."""
     shape = (2,) if n is None else (n, 2)
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    concentration = torch.full(shape, float(alpha), device=device, dtype=dtype)
-    return weights(concentration, generator)[..., 0].float()
+    return weights(float(alpha), shape, generator, device, after)[..., 0].float()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validate import FLOATING, INTEGERS, check_lam_values, check_same_device, check_tensor, describe
+from .._validate import FLOATING, INTEGERS, as_scalar, check_lam_values, check_same_device, check_tensor, describe
 from ..operators._library import accumulation_type
 
 
@@ -40,10 +40,13 @@ def check_pixels(where: str, x: Tensor, mean: Any, std: Any, dtype: Any) -> torc
     if x.dtype != torch.uint8:
         for name, value in (("mean", mean), ("std", std), ("dtype", dtype)):
             if value is not None:
-                raise TypeError(f"{where}: {name} goes with uint8 samples, got {describe(x)}")
+                raise TypeError(f"{where}: leave out {name}, which goes with uint8 samples; got {describe(x)}")
         return x.dtype
     if mean is None or std is None:
-        raise TypeError(f"{where}: uint8 samples need mean and std; to mix them as they are, call mixup on x.float()")
+        raise TypeError(
+            f"{where}: uint8 samples need mean and std, one number per channel in units of 0 to 1, such as "
+            "mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25); or pass x.float() / 255"
+        )
     if x.dim() < 2:
         raise ValueError(f"{where}: expected uint8 x of shape (B, C, ...), got {describe(x)}")
     for name, value in (("mean", mean), ("std", std)):
@@ -55,7 +58,8 @@ def check_pixels(where: str, x: Tensor, mean: Any, std: Any, dtype: Any) -> torc
             shape = (len(value),)
         if shape != (x.shape[1],):
             raise ValueError(
-                f"{where}: expected {name} of shape ({x.shape[1]},), one number per channel, got {describe(value)}"
+                f"{where}: expected {name} of shape ({x.shape[1]},), one number per channel of {describe(x)}, whose "
+                f"channels are its dimension 1, got {describe(value)}"
             )
     if dtype is not None and dtype not in FLOATING:
         raise TypeError(f"{where}: expected dtype to be float32, float64, bfloat16 or float16, got {dtype}")
@@ -67,7 +71,7 @@ def check_lam(where: str, x: Tensor, lam: Any, out_dtype: torch.dtype) -> Tensor
     if not isinstance(lam, Tensor):
         if isinstance(lam, bool) or not isinstance(lam, (int, float)):
             raise TypeError(f"{where}: expected lam to be a number or a floating-point tensor, got {describe(lam)}")
-        return torch.full((), float(lam), dtype=accumulation_type(out_dtype), device=x.device)
+        return as_scalar(lam, accumulation_type(out_dtype), x.device)
     if check_tensor(where, "lam", lam).dtype not in FLOATING:
         raise TypeError(f"{where}: expected lam to be a number or a floating-point tensor, got {describe(lam)}")
     if lam.requires_grad:

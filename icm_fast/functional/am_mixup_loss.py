@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .._validate import check_choice, check_label_values, check_labels, check_same_device, describe
+from .._validate import as_scalar, check_choice, check_label_values, check_labels, check_same_device, describe
 from ..operators import am_mixup_loss as operator
 from ..operators._library import accumulation_type
 from . import _dispatch
@@ -108,7 +108,7 @@ def _rate(rate: Any, logits: Tensor) -> Tensor:
         raise TypeError(f"{_WHERE}: expected rate to be a number or a 0-d float tensor, got {describe(rate)}")
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"{_WHERE}: expected rate in [0, 1], got {rate!r}")
-    return torch.full((), rate, dtype=accumulation_type(logits.dtype), device=logits.device)
+    return as_scalar(rate, accumulation_type(logits.dtype), logits.device)
 
 
 def _check_values(logits: Tensor, index: Tensor, rate: Tensor, labels: Tensor) -> None:

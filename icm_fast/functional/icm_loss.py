@@ -128,14 +128,14 @@ def icm_loss(
     check_choice(_WHERE, "reduction", reduction, _dispatch.REDUCTION_NAMES)
     kind = _dispatch.target_kind(_WHERE, logits, target)
     scale = _dispatch.check_scale(_WHERE, logits, logit_scale)
-    if validate:
-        _dispatch.check_values(_WHERE, target, logits.shape[1])
     form = f"{_WHERE}_dense" if kind == "dense" else _WHERE
     name = _dispatch.backend_for(form, backend, logits, process_group)
     processes = None
     if process_group is not None and kind != "hard":
         call = _processes.Call(logits.shape[1], axis, reduction, scale)
         processes, target = _processes.gather(_WHERE, process_group, logits, target, call, name)
+    if validate:  # what all processes have: a bad value on one raises on every one
+        _dispatch.check_values(_WHERE, target, logits.shape[1])
     if kind == "hard" or name == "reference" or _dispatch.functorch_active():
         loss, *terms = cast(
             Any,

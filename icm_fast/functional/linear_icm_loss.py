@@ -131,13 +131,13 @@ def linear_icm_loss(
     if sparse_grad and torch.compiler.is_compiling():
         raise RuntimeError(f"{_WHERE}: torch.compile has no sparse gradients; pass sparse_grad=False")
     scale = _dispatch.check_scale(_WHERE, features, logit_scale)
-    if validate:
-        _dispatch.check_values(_WHERE, target, classes)
     name = _dispatch.backend_for(_WHERE, backend, features, process_group)
     processes = None
     if process_group is not None and kind != "hard":
         same = _processes.Call(classes, axis, reduction, scale)
         processes, target = _processes.gather(_WHERE, process_group, features, target, same, name)
+    if validate:  # what all processes have: a bad value on one raises on every one
+        _dispatch.check_values(_WHERE, target, classes)
     if name == "reference" or _dispatch.functorch_active():
         options: dict[str, Any] = {"axis": axis, "reduction": reduction, "logit_scale": scale}
         loss, *terms = reference.linear_icm_loss(features, weight, target, bias, return_terms=True, **options)
@@ -158,6 +158,7 @@ def _check_classifier(features: Tensor, weight: Tensor, bias: Tensor | None) -> 
     if weight.dim() != 2 or weight.shape[1] != features.shape[1]:
         raise ValueError(
             f"{_WHERE}: expected weight of shape (C, {features.shape[1]}) like nn.Linear's, got {describe(weight)}"
+            + ("; were logits passed for features?" if features.shape[1] == weight.shape[0] else "")
         )
     check_same_device(_WHERE, features=features, weight=weight)
     narrows = _dispatch.autocast_type(features) == _dispatch.autocast_type(weight)

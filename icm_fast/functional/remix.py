@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import reference
 from .._validate import (
+    as_scalar,
     check_floating,
     check_label_values,
     check_labels,
@@ -59,7 +60,7 @@ def remix_lam(
     """
     y_a = check_labels(_WHERE, "y_a", y_a)
     y_b = check_labels(_WHERE, "y_b", y_b, shape=y_a.shape)
-    weight = lam if isinstance(lam, Tensor) else torch.tensor(float(lam), device=y_a.device)
+    weight = lam if isinstance(lam, Tensor) else as_scalar(lam, torch.float32, y_a.device)
     check_floating(_WHERE, "lam", weight)
     if weight.dim() != 0 and weight.shape != y_a.shape:
         raise ValueError(f"{_WHERE}: expected lam of shape () or ({len(y_a)},) like y_a, got {tuple(weight.shape)}")
@@ -68,7 +69,7 @@ def remix_lam(
         raise ValueError(f"{_WHERE}: expected class_counts of shape (C,), got {describe(class_counts)}")
     check_same_device(_WHERE, y_a=y_a, y_b=y_b, lam=weight, class_counts=class_counts)
     if reads_values(y_a):
-        check_label_values(_WHERE, "y_a", y_a, len(class_counts))
-        check_label_values(_WHERE, "y_b", y_b, len(class_counts))
+        for name, labels in (("y_a", y_a), ("y_b", y_b)):
+            check_label_values(_WHERE, name, labels, len(class_counts), of="class_counts of {} classes")
         check_lam_values(_WHERE, weight)
     return reference.remix_lam(weight, y_a, y_b, class_counts, kappa, tau)

@@ -43,6 +43,7 @@ class MixupMixin:
         ValueError: a batch that lacks these fields; one that is mixed already, by a collate function; a MixedTarget in
             evaluation; where batches would go past this hook: a datamodule that overrides it, a training_step that
             takes a dataloader_iter.
+        RuntimeError: an override of on_after_batch_transfer that does not call super().
 
     Hazards:
         The loss is not a sum over samples. `Trainer(accumulate_grad_batches=n)` averages the losses of n small batches,
@@ -78,6 +79,7 @@ class MixupMixin:
 
     mixing: Mixing  # no default here: it would hide a mixing that is an nn.Module
     mixed_fields: tuple[Any, Any] = (0, 1)
+    _has_mixed = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -106,12 +108,22 @@ class MixupMixin:
         batch = super().on_after_batch_transfer(batch, dataloader_idx)  # type: ignore[misc]
         trainer = _trainer_of(self)
         if trainer is not None and trainer.training:
+            self._has_mixed = True
             fix = 'name them by mixed_fields = ("image", "label"), or by positions'
             return mix_fields(_WHERE, self._require_mixing(), batch, self.mixed_fields, fix)
         if has_field(batch, self.mixed_fields[1]):
-            fix = "give the evaluation loaders a collate function that does not mix"
+            fix = "give the evaluation loaders a collate function that does not mix; of one-hot labels take argmax(1)"
             check_hard(_WHERE, batch[self.mixed_fields[1]], fix)
         return batch
+
+    def on_train_batch_start(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse a batch that an override kept from being mixed."""
+        if not self._has_mixed:
+            raise RuntimeError(
+                f"{_WHERE}: nothing was mixed: {type(self).__name__}.{_HOOK} does not call super().{_HOOK}(batch, "
+                "dataloader_idx)"
+            )
+        return super().on_train_batch_start(*arguments, **options)  # type: ignore[misc]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the mixing of every process, which all call this."""

@@ -51,8 +51,8 @@ class FastCollateMixup(timm.data.FastCollateMixup):
 
     Attributes:
         mixup_enabled: False for plain training: images pass unmixed, with integer labels, for which every loss is
-            cross-entropy (with a dense target: one-hot rows, smoothed as before). Worker processes see the change at
-            once, also those of a loader with persistent_workers, timm's default.
+            cross-entropy; with target="dense" one-hot rows, smoothed as before, for losses that want those. Worker
+            processes see the change at once, also those of a loader with persistent_workers, timm's default.
         mix: the `icm_fast.Mixup` that draws.
 
     Raises:
@@ -73,11 +73,6 @@ class FastCollateMixup(timm.data.FastCollateMixup):
         for name, why in _ELSEWHERE.items():
             if options.get(name) is not None:
                 raise TypeError(f"{_WHERE}: leave out {name}: {why}")
-        if options.get("mode") == "half":
-            raise ValueError(
-                f'{_WHERE}: mode="half", which drops half of every batch, is not there; use mode="elem" and a loader '
-                "with half the batch_size"
-            )
         self.mix = Mixup(mixup_alpha, cutmix_alpha, **options)
         # Workers that persist hold a copy of this object, made before the first epoch; memory is what they share.
         self._enabled = torch.ones((), dtype=torch.bool).share_memory_()

@@ -131,7 +131,7 @@ class MixupTrainer(Trainer):
         if self.args.label_smoothing_factor:
             raise ValueError(
                 f"{_WHERE}: label_smoothing_factor={self.args.label_smoothing_factor} has no effect here; leave it at "
-                "0 and pass criterion=icm_fast.MixupCrossEntropyLoss(label_smoothing=...)"
+                "0; icm_fast.MixupCrossEntropyLoss(label_smoothing=...) smooths, an IC loss does not"
             )
         if self.compute_loss_func is not None:
             raise ValueError(f"{_WHERE}: compute_loss_func has no effect here; pass it as criterion(logits, target)")

@@ -84,12 +84,17 @@ class LinearICMLoss(nn.Module):
 
         def __call__(self, features: Tensor, target: MixedTarget | Tensor) -> Tensor: ...
 
+    @property
+    def classifier(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the head."""
+        return self._head.tensors()
+
     def forward(self, features: Tensor, target: MixedTarget | Tensor) -> Tensor:
         """The loss in nats, () or (B,)."""
         alone = self.process_group is None and not torch.compiler.is_compiling()
         if self.training and alone and is_single(features, target):
             warn_single("LinearICMLoss")
-        weight, bias = self._head.tensors()
+        weight, bias = self.classifier
         # A sparse gradient is for mixed batches: evaluation has none.
         sparse = self.sparse_grad and isinstance(target, MixedTarget)
         loss: Tensor = F_icm.linear_icm_loss(
@@ -108,7 +113,7 @@ class LinearICMLoss(nn.Module):
         return loss
 
     def extra_repr(self) -> str:
-        weight, _ = self._head.tensors()
+        weight, _ = self.classifier
         return describe_options(
             f"classes={weight.shape[0]}, axis={self.axis!r}, reduction={self.reduction!r}",
             logit_scale=describe_scale(self.logit_scale),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from .. import functional as F_icm
 from .._validate import check_tensor, describe
-from ..functional._dispatch import check_logits, target_kind
+from ..functional._dispatch import Reduction, check_logits, target_kind
 from ..functional._processes import over_all
 from ..target import MixedTarget
 from ._common import check_number
 from .icm_loss import ICMLoss
+from .linear_icm_loss import LinearICMLoss
 
 
 class RegMixupLoss(nn.Module):
@@ -66,7 +67,7 @@ class RegMixupLoss(nn.Module):
 
         Args:
             logits: (2B, C), the clean half first: one forward over the concatenated batch; or a pair (clean, mixed) of
-                (B, C) each, from two forwards.
+                (B, C) each, from two forwards. With a LinearICMLoss the features (2B, D) instead.
             target: a `MixedTarget` with `clean`; or integer labels of logits that are not halved, for evaluation.
         """
         where = "RegMixupLoss"
@@ -84,15 +85,25 @@ class RegMixupLoss(nn.Module):
     def _of_clean(self, logits: Tensor, labels: Tensor) -> Tensor:
         group, reduction = getattr(self.mixed, "process_group", None), self._reduction
         if group is None:
-            return _cross_entropy(logits, labels, reduction)
-        own = _cross_entropy(logits, labels, "none" if reduction == "none" else "sum")
+            return self._cross_entropy(logits, labels, reduction)
+        own = self._cross_entropy(logits, labels, "none" if reduction == "none" else "sum")
         return over_all(group, own, len(labels), reduction)
 
     def _evaluate(self, where: str, logits: Tensor | tuple[Tensor, Tensor], target: Any) -> Tensor:
-        logits = check_logits(where, logits)
-        if target_kind(where, logits, target) == "dense":
+        if isinstance(target, Tensor) and target.is_floating_point():
             raise TypeError(f"{where}: expected a MixedTarget with clean labels or integer labels, got a dense target")
-        return _cross_entropy(logits, target, self._reduction)
+        logits = check_logits(where, logits)
+        if not isinstance(self.mixed, LinearICMLoss):
+            target_kind(where, logits, target)
+        return self._cross_entropy(logits, target, self._reduction)
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+        """Plain, of the logits as they are; of a loss that has the head, the features come in their place."""
+        if isinstance(self.mixed, LinearICMLoss):
+            weight, bias = self.mixed.classifier
+            loss: Tensor = F_icm.linear_icm_loss(logits, weight, labels, bias, reduction=cast(Reduction, reduction))
+            return loss
+        return F_icm.mixup_cross_entropy(logits, labels, reduction=reduction)
 
     @property
     def _reduction(self) -> str:
@@ -100,10 +111,6 @@ class RegMixupLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma:g}"
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    return F_icm.mixup_cross_entropy(logits, labels, reduction=reduction)
 
 
 def _halves(where: str, logits: Any, batch_size: int) -> tuple[Tensor, Tensor]:

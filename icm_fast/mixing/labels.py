@@ -53,11 +53,12 @@ def check_labels(images: Tensor, labels: Any) -> Tensor:
     """(B,) integers that fit the images, returned as int64."""
     mixed = isinstance(labels, MixedTarget)
     if mixed or check_tensor(_WHERE, "labels", labels).is_floating_point() or labels.dim() == 2:
-        raise TypeError(
-            f"{_WHERE}: expected integer labels (B,), got {describe(labels)}; a batch is mixed once, and a target that "
-            "is mixed already goes into the loss as it is"
-            + ("" if mixed else "; of one-hot labels pass labels.argmax(1)")
-        )
+        if mixed or (labels.dim() == 2 and labels.shape[1] > 1):
+            fix = "a batch is mixed once, and a target that is mixed already goes into the loss as it is"
+            fix += "" if mixed else "; of one-hot labels pass labels.argmax(1)"
+        else:
+            fix = "pass labels.long()" if labels.dim() == 1 else "pass labels.squeeze(1).long()"
+        raise TypeError(f"{_WHERE}: expected integer labels (B,), got {describe(labels)}; {fix}")
     labels = _validate.check_labels(_WHERE, "labels", labels)
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{_WHERE}: images has {images.shape[0]} samples but labels has {labels.shape[0]}")

@@ -51,7 +51,7 @@ class Mixup:
             (torchvision). Default: "perm", with mode="pair" "flip".
         remix: `RemixRule`: labels get a lam of their own, per sample, that favours the rarer class.
         keep_clean: return 2B images, the clean ones in front, and a target with `clean` labels (RegMixup).
-        mean, std: one number per channel, for uint8 images, which are normalised in the same pass.
+        mean, std: one number per channel, in units of 0 to 1, for uint8 images, which are normalised in the same pass.
         dtype: floating-point type of the result for uint8 images; default float32.
         target: "mixed" returns a `MixedTarget`; "dense" a float tensor (B, num_classes) like timm's. Default: "mixed",
             with label_smoothing "dense".
@@ -60,16 +60,17 @@ class Mixup:
             loss. A mixed target is smoothed by `MixupCrossEntropyLoss`.
         generator: of all draws; default: torch's global generator of the images' device. Draws from a generator of
             another device are copied to the images'. Ranks of torch.distributed and DataLoader workers that begin with
-            the same generator draw differently; of the global one that is up to its seeds: seed + rank, as trainers
-            do, while DataLoader seeds its workers.
+            the same generator draw differently. The global one is the trainer's to seed: DataLoader does so for each
+            worker, but ranks that are seeded alike draw the same lam and partners.
         rank: which rank this process draws as, with a generator; default: its own. Ranks that hold the same samples,
             as in tensor parallelism, need the same number; rank=0 on all has all of them draw alike.
         backend: of the mixing; see `functional.mixup`.
 
     Attributes:
         mixup_enabled: set to False for plain training from here on: images pass unmixed (uint8 normalised, nothing
-            doubled) with their integer labels, for which every loss is cross-entropy, or their dense ones. A batch
-            that `prob` leaves alone stays a mixed target. Worker processes that persist do not see the change.
+            doubled) with their integer labels, for which every loss here is cross-entropy; only target="dense" keeps
+            them dense, for losses that want that: an IC loss of dense labels stays one. A batch that `prob` leaves
+            alone stays a mixed target. Worker processes that persist do not see the change.
 
     Raises:
         TypeError, ValueError: arguments out of range, or that contradict each other.
@@ -117,6 +118,11 @@ class Mixup:
             )
         self.prob = check_number(_WHERE, "prob", prob, least=0, most=1)
         self.switch_prob = check_number(_WHERE, "switch_prob", switch_prob, least=0, most=1)
+        if mode == "half":
+            raise ValueError(
+                f'{_WHERE}: mode="half", which drops half of every batch, is not there; use mode="elem" and a loader '
+                "with half the batch_size"
+            )
         check_choice(_WHERE, "mode", mode, _MODES)
         if pairing is None:
             pairing = "flip" if mode == "pair" else "perm"
@@ -129,6 +135,7 @@ class Mixup:
             raise TypeError(f"{_WHERE}: expected remix to be a RemixRule, got {describe(remix)}")
         if (mean is None) != (std is None):
             raise ValueError(f"{_WHERE}: expected mean and std together, got only {'std' if mean is None else 'mean'}")
+        self._is_said_dense = target == "dense"
         target = check_target(target, num_classes, label_smoothing, keep_clean)
         self.mode, self.pairing, self.remix = mode, pairing, remix
         self.correct_lam, self.keep_clean = bool(correct_lam), bool(keep_clean)
@@ -136,7 +143,7 @@ class Mixup:
         self.label_smoothing, self.backend = label_smoothing, backend
         self._source = Source(_WHERE, generator, rank)
         self.mixup_enabled = True
-        self._pixels = None if mean is None or std is None else (_per_channel(mean), _per_channel(std))
+        self._pixels = None if mean is None or std is None else (_per_channel("mean", mean), _per_channel("std", std))
         self._pixels_on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -223,7 +230,7 @@ class Mixup:
     def _target(self, labels: Tensor, plan: _Plan | None) -> MixedTarget | Tensor:
         """Of a plan, or of labels that are not mixed."""
         if plan is None:
-            if self.target == "mixed":
+            if not self._is_said_dense:
                 return labels
             mixed = MixedTarget(labels, labels, torch.ones((), device=labels.device))
         else:
@@ -270,8 +277,15 @@ def _unmixed(images: Tensor) -> tuple[Tensor, Tensor, None]:
     return torch.arange(images.shape[0], device=images.device), torch.ones((), device=images.device), None
 
 
-def _per_channel(values: Tensor | Sequence[float]) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float64).detach().clone()
+def _per_channel(name: str, values: Tensor | Sequence[float]) -> Tensor:
+    numbers = torch.as_tensor(values, dtype=torch.float64).detach().clone()
+    fits = (numbers > 0) & numbers.isfinite() if name == "std" else (numbers >= 0) & (numbers <= 1)
+    if not bool(fits.all()):
+        expected = "positive numbers" if name == "std" else "numbers from 0 to 1"
+        raise ValueError(
+            f"{_WHERE}: expected {name} to hold {expected}, pixels being 0 to 1 (divide by 255), got {values}"
+        )
+    return numbers
 
 
 def _check_minmax(minmax: Any) -> tuple[float, float] | None:

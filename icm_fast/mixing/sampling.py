@@ -6,7 +6,6 @@ copied to the images' device if that is another: from the CPU without waiting. N
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,12 +34,18 @@ class Source:
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 0):
             raise ValueError(f"{where}: expected rank to be None or a number from 0, got {describe(rank)}")
         self.where, self.generator, self.rank = where, generator, rank
+        self._sender: int | None = None  # the rank of the process that this object was sent from
         self._own: tuple[tuple[int, int], torch.Generator] | None = None  # and where it was seeded
 
     def here(self) -> torch.Generator | None:
-        """None: torch's global one, which trainers seed for each rank and DataLoader for each worker."""
+        """None: torch's global one, which is the trainer's to seed, and DataLoader's in a worker."""
         if self.generator is None:
             return None
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"{self.where}: a graph of torch.compile(fullgraph=True) or torch.export cannot hold a generator; mix "
+                "outside of it, or leave generator out and call torch.manual_seed(seed + rank)"
+            )
         place = self._place()
         if self._own is None or self._own[0] != place:
             if place == (0, 0):
@@ -56,9 +61,10 @@ class Source:
 
     def _rank_here(self) -> int | None:
         distributed = torch.distributed
-        if self.rank is not None or not (distributed.is_available() and distributed.is_initialized()):
+        if self.rank is not None:
             return self.rank
-        return distributed.get_rank()
+        is_one_of_many = distributed.is_available() and distributed.is_initialized()
+        return distributed.get_rank() if is_one_of_many else self._sender
 
     def _seed(self, place: tuple[int, int]) -> None:
         rank, worker_seed = place
@@ -71,7 +77,7 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         # For workers that are no forks: they do not know their rank, and torch fails to send them a generator.
         own = self._own and (self._own[0], _packed(self._own[1]))
-        return {**self.__dict__, "rank": self._rank_here(), "generator": _packed(self.generator), "_own": own}
+        return {**self.__dict__, "_sender": self._rank_here(), "generator": _packed(self.generator), "_own": own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         own = state["_own"] and (state["_own"][0], _unpacked(state["_own"][1]))
@@ -114,39 +120,36 @@ def _unpacked(packed: tuple[str, bytes] | None) -> torch.Generator | None:
     return generator
 
 
-@dataclass(frozen=True)
 class Draws:
-    """Draws for tensors on `device`, from `generator` or torch's global one."""
+    """Draws for tensors on `device`, from `generator` or torch's global one, one after the other."""
 
-    device: torch.device
-    generator: torch.Generator | None
-
-    @property
-    def _home(self) -> torch.device:
-        return self.device if self.generator is None else self.generator.device
+    def __init__(self, device: torch.device, generator: torch.Generator | None) -> None:
+        self.device = device
+        self._from = generator, device if generator is None else generator.device
+        self._last: Tensor | None = None
 
     def _deliver(self, drawn: Tensor) -> Tensor:
-        home = drawn.device
+        self._last, home = drawn, drawn.device
         return drawn if home == self.device else drawn.to(self.device, non_blocking=home.type == "cpu")
 
     def lam(self, alpha: float, n: int | None) -> Tensor:
         """Weights ~ Beta(alpha, alpha), () or (n,) float32."""
-        return self._deliver(_draws.lam(alpha, n, self.generator, self._home))
+        return self._deliver(_draws.lam(alpha, n, *self._from, self._last))
 
     def uniform(self, n: int | None = None) -> Tensor:
         """() or (n,) float32 in [0, 1)."""
-        return self._deliver(_draws.uniform(_shape(n), self.generator, self._home))
+        return self._deliver(_draws.uniform(_shape(n), *self._from, self._last))
 
     def integers(self, size: int | Tensor, n: int | None = None) -> Tensor:
         """() or (n,) int64 uniform in [0, size), size at least 1."""
         if isinstance(size, Tensor):
             return torch.minimum((self.uniform(n) * size).long(), size - 1)
-        return self._deliver(_draws.integers(size, _shape(n), self.generator, self._home))
+        return self._deliver(_draws.integers(size, _shape(n), *self._from, self._last))
 
     def partners(self, pairing: str, batch_size: int) -> Tensor:
         """(B,) the partner of each sample: "perm" a random permutation, "flip" B - 1 - i, "roll" i - 1 modulo B."""
         if pairing == "perm":
-            return self._deliver(_draws.permutation(batch_size, self.generator, self._home))
+            return self._deliver(_draws.permutation(batch_size, *self._from, self._last))
         if pairing == "flip":
             return torch.arange(batch_size - 1, -1, -1, device=self.device)
         return torch.arange(batch_size, device=self.device).roll(1)

@@ -21,6 +21,7 @@ from ._library import (
     check_one_device,
     define,
     overload,
+    refuse_derivative,
     refuse_second_derivative,
 )
 from ._processes import Processes
@@ -156,6 +157,7 @@ def _register(composite: Composite, backend: str) -> None:
         return *_gradients(ctx, ctx.saved_tensors, of, grad), *rest
 
     torch.library.register_autograd(f"icm_fast::{name}_fwd.{backend}", registered_backward, setup_context=setup_context)
+    refuse_derivative(f"{name}_bwd.{backend}")
 
 
 def options_of(options: tuple[Any, ...]) -> Options:

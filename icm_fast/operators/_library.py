@@ -60,18 +60,30 @@ def accumulation_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+_NO_SECOND_DERIVATIVE = (
+    "icm_fast: the fused kernels have no second derivative; pass backend='reference' to differentiate twice"
+)
+
+
+def refuse_derivative(name: str) -> None:
+    """For the operators of backward passes where graphs call them: without a formula autograd would see constants."""
+
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
+
+    torch.library.register_autograd(f"icm_fast::{name}", backward, lib=LIBRARY)
+
+
 class _NoSecondDerivative(torch.autograd.Function):
     """The identity on a gradient, with a clear error when it is differentiated itself."""
 
     @staticmethod
     def forward(ctx: Any, gradient: torch.Tensor, *computed_from: torch.Tensor) -> torch.Tensor:
-        return gradient.clone() if gradient.is_sparse else gradient.view_as(gradient)
+        return gradient.clone()  # no view: hooks may write into it
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(
-            "icm_fast: the fused kernels have no second derivative; pass backend='reference' to differentiate twice"
-        )
+        raise RuntimeError(_NO_SECOND_DERIVATIVE)
 
 
 def refuse_second_derivative(

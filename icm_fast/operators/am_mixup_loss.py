@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import BACKENDS, REDUCTIONS, accumulation_type, declare, overload, refuse_second_derivative
+from ._library import (
+    BACKENDS,
+    REDUCTIONS,
+    accumulation_type,
+    declare,
+    overload,
+    refuse_derivative,
+    refuse_second_derivative,
+)
 
 
 def _fake_forward(logits: Tensor, index: Tensor, rate: Tensor, labels: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
@@ -91,6 +99,7 @@ for _backend in BACKENDS:
     torch.library.register_autograd(
         f"icm_fast::am_mixup_loss_fwd.{_backend}", _registered_backward(_backend), setup_context=_setup_context
     )
+    refuse_derivative(f"am_mixup_loss_bwd.{_backend}")
 
 
 def am_mixup_loss(backend: str, logits: Tensor, index: Tensor, rate: Tensor, labels: Tensor, reduction: str) -> Tensor:

@@ -23,6 +23,7 @@ from ._library import (
     declare,
     define,
     overload,
+    refuse_derivative,
     refuse_second_derivative,
 )
 
@@ -234,6 +235,7 @@ for _backend in BACKENDS:
     torch.library.register_autograd(
         f"icm_fast::icm_loss_fwd.{_backend}", _registered_backward(_backend), setup_context=_setup_context
     )
+    refuse_derivative(f"icm_loss_bwd.{_backend}")
 
 
 def icm_loss(

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import BACKENDS, REDUCTIONS, accumulation_type, declare, overload, refuse_second_derivative
+from ._library import (
+    BACKENDS,
+    REDUCTIONS,
+    accumulation_type,
+    declare,
+    overload,
+    refuse_derivative,
+    refuse_second_derivative,
+)
 
 
 def _fake_forward(
@@ -110,6 +118,7 @@ for _backend in BACKENDS:
         _registered_backward(_backend),
         setup_context=_setup_context,
     )
+    refuse_derivative(f"mixup_cross_entropy_bwd.{_backend}")
 
 
 def mixup_cross_entropy(

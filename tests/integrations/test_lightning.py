@@ -236,6 +236,10 @@ def test_mistakes_are_named(nets: ModuleType) -> None:
         def training_step(self, dataloader_iter: Any) -> None:
             pass
 
+    class Overrides(nets.Mixed):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch
+
     def fit(net: Any = nets.Mixed, train: Any = None, validation: Any = None, **options: Any) -> None:
         module = net()
         for name, value in options.items():
@@ -255,6 +259,7 @@ def test_mistakes_are_named(nets: ModuleType) -> None:
         (ValueError, r"keys \['x', 'y'\].*mixed_fields", lambda: fit(train=as_dict)),
         (ValueError, r"a float32 tensor of shape \(8, 3, 4, 4\).*mixed_fields", lambda: fit(train=alone)),
         (ValueError, r"training_step\(dataloader_iter\)", lambda: fit(Iterates)),
+        (RuntimeError, r"nothing was mixed: Overrides.on_after_batch_transfer.*super\(\)", lambda: fit(Overrides)),
         (ValueError, "Data.on_after_batch_transfer takes the place", lambda: fit(train=Data())),
     ):
         with pytest.raises(error, match=text):

@@ -125,12 +125,15 @@ def test_training_and_validation(swap: Callable[..., Any], smoothing: float, tim
 
 @pytest.mark.parametrize("swap", [swap_mixup, swap_collate])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_off_epoch_is_plain_training(swap: Callable[..., Any], smoothing: float, timm: ModuleType) -> None:
-    loader, mixup_fn = swap(timm, label_smoothing=smoothing)
+@pytest.mark.parametrize("asked", [None, "dense"])
+def test_off_epoch_is_plain_training(
+    asked: str | None, smoothing: float, swap: Callable[..., Any], timm: ModuleType
+) -> None:
+    loader, mixup_fn = swap(timm, label_smoothing=smoothing, target=asked)
     assert all(not mixed(target) for _, target in off(loader, mixup_fn))
     logits = torch.randn(12, C)
     for _, target in epoch(loader, mixup_fn):
-        if smoothing:  # as timm's: one-hot rows, smoothed
+        if asked == "dense":  # as timm's: one-hot rows, smoothed, for timm's losses
             classes = target.argmax(1)
             torch.testing.assert_close(target, timm.data.mixup.mixup_target(classes, C, smoothing=smoothing))
         else:
