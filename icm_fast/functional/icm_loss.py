@@ -82,7 +82,8 @@ def icm_loss(
             DistributedDataParallel to divide. Each sends its target (12 bytes a row; a dense one whole) and, but for
             the class axis alone, two numbers for every column. All must make the same call, rows or not: where they
             differ, all raise; one that does not call leaves the others to the timeout of the group. A GPU waits once,
-            for the numbers of rows. Hard labels: the loss of the own rows.
+            for the numbers of rows. Hard labels: the loss of the own rows, without a word to the others, who must have
+            hard labels too or would wait.
         validate: check the values of the target first. Waits for a GPU.
         return_terms: also return the class and the pair term, detached.
         backend: None or "auto", "reference", "cpu", "triton", "cuda"; see `icm_fast.backends()`.
@@ -111,7 +112,8 @@ def icm_loss(
         Sums in float32 (float64 for float64), gradient rounded once to the logits' type. Scores are differences to an
         offset of the row or of the batch, so their rounding is relative to the range of the logits and not to a
         common offset. Right for logits of any range up to 5e37 in magnitude; beyond, all count as about that.
-        The same bits from run to run and for any number of threads.
+        The same bits from run to run and for any number of threads; of dense targets, where the framework's products
+        are.
 
     Example:
         >>> logits = torch.zeros(4, 10, requires_grad=True)

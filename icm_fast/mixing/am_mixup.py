@@ -31,7 +31,8 @@ class AMMixup:
     Args:
         beta: positive; how far the rate falls.
         generator: of the partners; default: torch's global generator of the features' device. Partners drawn from a
-            generator of another device are copied.
+            generator of another device are copied. Under activation checkpointing the global one alone is set back, so
+            that partners are the same again in the backward pass.
         rank: see `Mixup`.
         backend: of the mixing; see `functional.mixup`.
 
