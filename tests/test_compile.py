@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
@@ -143,6 +144,21 @@ def test_numbers_that_change_need_no_graph_of_their_own(name: str) -> None:
     compiled = torch.compile(calls[name], fullgraph=True, dynamic=True, backend="eager")
     for number in (0.1, 0.25, 0.7):
         torch.testing.assert_close(compiled(number), calls[name](number))
+
+
+def test_am_mixup_needs_a_graph_for_each_label_alone() -> None:
+    """Own or partner's, as the rate falls below one half; not for each accuracy."""
+    torch._dynamo.reset()
+    mix, counted = icm.AMMixup(beta=1.0), torch._dynamo.testing.CompileCounter()
+    features, labels = torch.randn(8, 5), torch.arange(8)
+    compiled = torch.compile(mix, fullgraph=True, dynamic=True, backend=counted)
+    for accuracy in (0.1, 0.2, 0.35, 0.5, 0.8, 0.85, 0.9):
+        mix.update(accuracy)
+        torch.manual_seed(0)
+        ours = compiled(features, labels)
+        torch.manual_seed(0)
+        torch.testing.assert_close(ours, mix(features, labels))
+    assert counted.frame_count <= 3
 
 
 def test_a_generator_in_a_graph_is_refused_with_what_to_do() -> None:

@@ -62,7 +62,7 @@ class AMMixup:
         self.beta = check_number(_WHERE, "beta", beta, least=0, exclusive=True)
         self._source = Source(_WHERE, generator, rank)
         self.backend = backend
-        self._accuracy = 0.0
+        self._accuracy, self._rate = 0.0, 1.0
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -72,7 +72,7 @@ class AMMixup:
     @property
     def rate(self) -> float:
         """exp(-beta * accuracy), the weight of the sample itself."""
-        return math.exp(-self.beta * self._accuracy)
+        return self._rate
 
     def update(self, train_accuracy: float) -> None:
         """Take over the training accuracy in [0, 1], as a rule once per epoch.
@@ -81,6 +81,8 @@ class AMMixup:
             TypeError, ValueError: not a number in [0, 1]; per cent must be divided by 100.
         """
         self._accuracy = check_number(_WHERE, "train_accuracy", train_accuracy, least=0, most=1)
+        # Here, not where it is used: math.exp in a graph of torch.compile means a graph for each accuracy.
+        self._rate = math.exp(-self.beta * self._accuracy)
 
     def __call__(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed features (B, ...), differentiable, and hard labels (B,) int64.
