@@ -3,7 +3,7 @@
 torch's own draw from a Dirichlet distribution has no fake kernel for sizes that are not known yet, its code generator
 (2.13) fails at an index that comes from torch.randperm, and has random numbers of its own. These are eager mode's, in
 eager mode's order if each names the one `after` which it comes: a code generator may turn round what does not depend on
-each other. Shapes come from torch.empty, the one operator of which two equal calls are not taken for one.
+each other. Shapes come from torch.empty, of which two equal calls stay two.
 """
 
 from __future__ import annotations
