@@ -108,7 +108,8 @@ def linear_icm_loss(
         most.
 
     Numerics:
-        Products in the type of the features, or in autocast's, as nn.Linear forms them; the rest as `icm_loss`. The
+        Products in the type of the features, or in autocast's, as nn.Linear forms them, in float32 where a CPU has none
+        of that type; the rest as `icm_loss`. The
         same bits from run to run where the products are.
 
     Example:
