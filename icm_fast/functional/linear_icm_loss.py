@@ -109,8 +109,7 @@ def linear_icm_loss(
 
     Numerics:
         Products in the type of the features, or in autocast's, as nn.Linear forms them, in float32 where a CPU has none
-        of that type; the rest as `icm_loss`. The
-        same bits from run to run where the products are.
+        of that type; the rest as `icm_loss`. The same bits from run to run where the products are.
 
     Example:
         >>> features, weight = torch.zeros(4, 16, requires_grad=True), torch.zeros(1000, 16, requires_grad=True)
