@@ -26,12 +26,12 @@ class Choice(NamedTuple):
 _COMPILED_FIRST = (Choice(("cuda", "triton")),)
 # What `auto` takes, by device and operation: the first line that fits the rows and the type.
 #
-# CPU, measured by `python -m benchmarks.speed.automatic` (benchmarks/results/automatic.json; am_mixup_loss is not in it):
+# CPU, measured by `python -m benchmarks.speed.automatic` (benchmarks/results/automatic.json, without am_mixup_loss):
 # the kernels are faster from a batch of one on, in every type, but for what is made of matrix products. Of that,
 # linear_icm_loss is about as fast as plain PyTorch in small batches (0.85 times at worst) and faster beyond. With two
 # views or dense targets plain PyTorch makes fewer calls, all that counts in a small batch: up to some 80 rows of two
-# views with all their gradients, some 100 in bfloat16, whose products are soon done, and some 200 of dense targets, which
-# have no gradient. Not under torch.compile, where a call costs nothing.
+# views with all their gradients, some 100 in bfloat16, whose products are soon done, and some 200 of dense targets,
+# which have no gradient. Not under torch.compile, where a call costs nothing.
 #
 # GPU, by design alone, as no kernel has run on one: compiled kernels start sooner than Triton's, which counts at
 # training batches, and the loss keeps in shared memory what Triton's loads again. Of what starts from matrix products

@@ -91,10 +91,14 @@ def test_float16_products_on_the_cpu_are_made_in_a_type_that_has_them(monkeypatc
     assert _dispatch.product_type(views) == torch.float16
 
 
-def test_a_missing_question_to_torch_means_products_as_they_are() -> None:
+def test_a_missing_question_to_torch_means_products_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """The functions that tell are torch's own, and may go."""
-    assert not _dispatch._lacks_products(torch.float32)
-    assert not _dispatch._lacks_products(torch.float64)
+    assert not _dispatch._lacks_products(torch.float32) and not _dispatch._lacks_products(torch.float64)
+    asked: Any = _dispatch._asked.__wrapped__
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: False)
+    assert asked(torch.float16)
+    monkeypatch.setitem(_dispatch._NARROW, torch.float16, "_a_function_that_torch_has_not")
+    assert not asked(torch.float16)
 
 
 # The benchmark

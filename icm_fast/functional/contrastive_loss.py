@@ -92,9 +92,9 @@ def contrastive_loss(
 
     Numerics:
         The products are the framework's, in the type of the views or in autocast's, in float32 where a CPU has none of
-        that type, and on one for up to 64 rows (96 of bfloat16), where `auto` takes the reference; sums in float32 (float64 for
-        float64), relative to exact maxima, so right for any range of scores. The same bits from run to run where the
-        products are.
+        that type, and on one for up to 64 rows (96 of bfloat16), where `auto` takes the reference; sums in float32
+        (float64 for float64), relative to exact maxima, so right for any range of scores. The same bits from run to run
+        where the products are.
 
     Example:
         >>> x = torch.zeros(8, 3, requires_grad=True)
