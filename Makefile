@@ -48,11 +48,12 @@ test: install
 check: install $(PEERS_STAMP)
 	$(PY) -m pytest -q --durations=10 -m long tests
 
-# Rivals included, some twenty minutes on two idle cores; rewrites the measured parts of README.md.
-bench: install
-	$(PY) -m benchmarks.speed --operations icm_loss mixup_cross_entropy mixup --out benchmarks/results/cpu.json
-	$(PY) -m benchmarks.speed --operations linear_icm_loss contrastive_loss icm_loss_dense \
-	  --out benchmarks/results/linear.json
+# Rivals included, some thirty minutes on two idle cores; rewrites the measured parts of README.md. A part of it:
+# python -m pytest benchmarks/speed -k "icm_loss and 1024x1000"
+bench: install $(PEERS_STAMP)
+	$(PY) -m pytest benchmarks/speed -q -rs --benchmark-json=benchmarks/results/cpu.json --benchmark-sort=mean \
+	  --benchmark-columns=median,iqr,rounds
+	$(PY) -m benchmarks.growth --out benchmarks/results/growth.json
 	$(PY) -m benchmarks.speed.crossover --out benchmarks/results/crossover.json
 	$(PY) -m benchmarks.speed.automatic --out benchmarks/results/automatic.json
 	$(PY) -m benchmarks.processes --out benchmarks/results/processes.json

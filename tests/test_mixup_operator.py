@@ -181,6 +181,30 @@ def test_bad_values_make_their_sample_nan(box: Tensor | None, backend: str) -> N
     assert nan_lam.isnan().all()
 
 
+# Above 16 MiB samples are taken in the order of their partners, and what the next one reads is asked for ahead. Triton,
+# interpreted, would take minutes.
+@pytest.mark.parametrize("backend", sorted({*BACKENDS} - {"triton"}))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", [33, 70_001], ids=["small samples", "large samples"])
+def test_many_samples_are_mixed_as_each_alone(size: int, dtype: torch.dtype, backend: str) -> None:
+    rows = (18 << 20) // (size * dtype.itemsize)
+    x, index, lam = torch.randn(rows, size).to(dtype), torch.randperm(rows), torch.rand(rows)
+    index[:3] = index[5]  # no permutation: some are a partner of several, some of nobody
+    lam[7:9] = torch.tensor([0.0, 1.0])
+    bad = index.clone()
+    bad[11] = rows
+    mixed = operator("mixup_fwd", backend)(x, bad, lam, None, None, None, False, None)
+    # Two samples of a kind that is mixed alone: by the formula of the second, not by that of large results.
+    for first in range(0, rows, rows // 7):
+        of = torch.arange(first, min(first + rows // 11 + 1, rows))
+        pair, swapped = torch.cat([x[of], x[index[of]]]), torch.arange(2 * len(of)).roll(len(of))
+        alone = F_icm.mixup(pair, swapped, lam[of].repeat(2), backend=backend)[: len(of)]
+        same = index[of] == of
+        alone[same] = x[of][same]
+        alone[of == 11] = NAN
+        budget.check_same_bits(mixed[of], alone, f"samples from {first}")
+
+
 @mark_backends
 def test_operators_called_directly_refuse_what_is_unsafe(backend: str) -> None:
     forward, out_of = operator("mixup_fwd", backend), operator("mixup_out", backend)

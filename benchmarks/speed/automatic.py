@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from icm_fast import _backends
 
-from .contenders import Step, function, step, truth
-from .measure import Measurement, measure
+from .contenders import Step, step
+from .measure import Measurement, bound, measure, relative
 from .race import alone
 from .report import machine, time, write
-from .workloads import OPERATIONS, Workload, workloads
+from .truths import exact, function
+from .workloads import OPERATIONS, Spec, Workload, make
 
 BACKENDS = ("reference", "cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -61,29 +61,11 @@ def _measured(
     torch.set_num_threads(threads)
     sizes: list[tuple[int, ...]] = [(each, *REST.get(operation, (100,))) for each in rows]
     found = {}
-    for wide in workloads(operation, sizes, one_lam=False):
-        workload = narrowed(wide, DTYPES[dtype])
-        found[f"{workload.name} {dtype}"] = measure(on_backends(workload), truth(workload), seconds, gate(dtype))
+    for size in sizes:
+        workload = make(Spec(operation, size, dtype=dtype))
+        gate = relative(exact(workload), bound(DTYPES[dtype]))
+        found[f"{workload.name} {dtype}"] = measure(on_backends(workload), gate, seconds)
     return found
-
-
-def gate(dtype: str) -> float:
-    """The relative error from which on a result is wrong: some roundings of the gradient to its type."""
-    return max(1e-3, 4 * torch.finfo(DTYPES[dtype]).eps)
-
-
-def narrowed(workload: Workload, dtype: torch.dtype) -> Workload:
-    """The same in another type; lam and a scale stay as they are."""
-
-    def convert(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
-            return value
-        return value.detach().to(dtype).requires_grad_(value.requires_grad)
-
-    inputs = {name: convert(value) for name, value in workload.inputs.items()}
-    if "bias" in inputs:
-        inputs["bias"] = inputs["bias"].detach().to(dtype).requires_grad_()
-    return Workload(workload.operation, workload.size, inputs)
 
 
 def on_backends(workload: Workload) -> dict[str, Step]:

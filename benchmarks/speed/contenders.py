@@ -1,13 +1,14 @@
 """Who is timed: icm_fast and its rivals, each a function of no arguments that does the whole step.
 
 A loss contender runs forward and backward and returns the loss and the gradients; a mixing contender returns the batch.
-All work on the same tensors. The first entry of each table is icm_fast itself; others with its name are its options, or
-what it offers to the same end.
+All work on the same tensors. The first is icm_fast itself; what else has its name are its options, or what it offers to
+the same end. One that cannot run stands there with the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,14 +18,37 @@ from torch import Tensor
 import icm_fast as icm
 from icm_fast import functional as F_icm
 from icm_fast import reference
+from icm_fast.operators._library import REDUCTIONS, accumulation_type, overload
+from icm_fast.operators.icm_loss import AXES
 from icm_fast.testing import formulations
 
-from .floor import FLOOR, floor
-from .workloads import Workload
+from . import peers
+from .floor import FLOOR, MEASURED, floor
+from .suite import is_of_ours_alone
+from .truths import Judge, Labels, Loss, against, function, given, of_loss, sampled, truth
+from .workloads import ONE_LAM, PARTNERS, Spec, Workload
 
 Step = Callable[[], Any]
-Loss = Callable[..., Tensor]
 OURS = "icm_fast"
+COMPILED = "torch.compile"
+KERNELS = f"{OURS} kernels alone"
+UNMIXED = "F.cross_entropy, labels unmixed"
+
+# What a contender is.
+RIVAL, OURSELVES, BOUND = "rival", "ours", "floor"
+OTHER = "another task"  # in the same run, to compare a step with: nobody's rival
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`make` builds the step for a workload; `judge` tells its result's error, None of what has no result."""
+
+    make: Callable[[Workload], Step]
+    role: str = RIVAL
+    judge: Judge | None = truth
+
+
+Contenders = dict[str, Contender | str]
 
 
 def _dense(logits: Tensor, y_a: Tensor, y_b: Tensor, lam: Tensor) -> Tensor:
@@ -60,41 +84,35 @@ PLAIN_LOSSES: dict[str, dict[str, Loss]] = {
 }
 
 
-def contenders(workload: Workload, compiled: bool) -> dict[str, Step]:
-    """Every contender for a workload; compiled ones compile at their first call."""
-    if workload.operation == "mixup":
-        return _mixers(workload, compiled)
-    return _losses(workload, compiled)
+def contenders(spec: Spec, compiled: bool = True) -> Contenders:
+    """Every contender for a workload, rivals where they take no minutes; compiled ones compile at their first call."""
+    from . import mixers  # which needs Contender
+
+    if is_of_ours_alone(spec):
+        loss = _making(F_icm.icm_loss, given)
+        return {OURS: Contender(loss, OURSELVES, sampled)}
+    if spec.operation != "mixup":
+        return _losses(spec, compiled)
+    return (mixers.whole_calls if spec.variant in PARTNERS else mixers.mixers)(spec, compiled)
 
 
-def truth(workload: Workload) -> Any:
-    """The reference's result in float64, as a contender returns it."""
-    inputs = workload.inputs
-    if workload.operation == "mixup":
-        return reference.mixup(inputs["x"].double(), inputs["index"], inputs["lam"])
-    leaves = [leaf.detach().double().requires_grad_() for leaf in workload.leaves]
-    loss = function(workload.operation, reference)(*leaves, *_target(workload))
-    return loss.detach(), *torch.autograd.grad(loss, leaves)
-
-
-def function(operation: str, functions: Any = F_icm) -> Loss:
-    """The function of an operation, ours or the reference's, called with the leaves and the target."""
-    if operation == "linear_icm_loss":
-        loss = functions.linear_icm_loss
-        return lambda features, weight, bias, target, **options: loss(features, weight, target, bias, **options)
-    found: Loss = getattr(functions, operation.removesuffix("_dense"))
-    return found
-
-
-def _target(workload: Workload) -> list[Any]:
-    return [workload.inputs["target"]] if "target" in workload.inputs else []
-
-
-def _labels(target: icm.MixedTarget | Tensor | None = None) -> tuple[Tensor, ...]:
-    """A target as plain torch takes it."""
+def labels(workload: Workload) -> tuple[Tensor, ...]:
+    """The target, as plain torch takes it."""
+    (target,) = given(workload) or (None,)
     if isinstance(target, icm.MixedTarget):
         return target.y_a, target.y_b, target.lam
     return () if target is None else (target,)
+
+
+def _lam_of_batch(workload: Workload) -> list[icm.MixedTarget]:
+    """The target with one lam."""
+    target = workload.inputs["target"]
+    return [icm.MixedTarget(target.y_a, target.y_b, target.lam.mean())]
+
+
+def _own_labels(workload: Workload) -> tuple[Tensor]:
+    """Those of the samples, unmixed."""
+    return (workload.inputs["target"].y_a,)
 
 
 def step(loss_of: Loss, leaves: Sequence[Tensor], *target: Any, **options: Any) -> Step:
@@ -112,31 +130,86 @@ def step(loss_of: Loss, leaves: Sequence[Tensor], *target: Any, **options: Any) 
     return run
 
 
-def _losses(workload: Workload, compiled: bool) -> dict[str, Step]:
-    leaves, given = workload.leaves, _target(workload)
-    labels = _labels(*given)
-    fused = function(workload.operation)
+def plain_steps(workload: Workload) -> dict[str, Step]:
+    """A step of each loss in plain torch."""
     plain = PLAIN_LOSSES[workload.operation]
+    return {name: step(loss, workload.leaves, *labels(workload)) for name, loss in plain.items()}
 
-    steps = {OURS: step(fused, leaves, *given)}
-    if workload.operation == "linear_icm_loss":
-        steps[f"{OURS} sparse_grad=True"] = step(fused, leaves, *given, sparse_grad=True)
-        steps[f"{OURS} icm_loss of full logits"] = step(_of_full_logits(F_icm.icm_loss), leaves, *given)
-    steps |= {name: step(loss, leaves, *labels) for name, loss in plain.items()}
+
+def _making(loss: Loss, target: Labels = labels, **options: Any) -> Callable[[Workload], Step]:
+    return lambda workload: step(loss, workload.leaves, *target(workload), **options)
+
+
+def _compiling(loss: Loss) -> Callable[[Workload], Step]:
+    return lambda workload: _making(torch.compile(loss, dynamic=False))(workload)
+
+
+def _losses(spec: Spec, compiled: bool) -> Contenders:
+    fused, plain = function(spec.operation), PLAIN_LOSSES[spec.operation]
+    found: Contenders = {OURS: Contender(_making(fused, given), OURSELVES)}
+    if spec.operation == "linear_icm_loss":
+        found[f"{OURS} sparse_grad=True"] = Contender(_making(fused, given, sparse_grad=True), OURSELVES)
+        full = _making(_of_full_logits(F_icm.icm_loss), given)
+        found[f"{OURS} icm_loss of full logits"] = Contender(full, OURSELVES)
+    if spec.operation == "icm_loss":
+        found |= _other_tasks(spec)
+    found |= {name: Contender(_making(loss)) for name, loss in plain.items()}
     if compiled:
-        for name, loss in plain.items():
-            steps[f"torch.compile {name}"] = step(torch.compile(loss, dynamic=False), leaves, *labels)
-    least = floor(workload)
-    return steps if least is None else steps | {FLOOR: least}
+        found |= {f"{COMPILED} {name}": Contender(_compiling(loss)) for name, loss in plain.items()}
+    found |= _of_others(spec)
+    if spec.operation in MEASURED:
+        found[FLOOR] = Contender(floor, BOUND, judge=None)
+    return found
 
 
-def _mixers(workload: Workload, compiled: bool) -> dict[str, Step]:
-    x, index, lam = (workload.inputs[name] for name in ("x", "index", "lam"))
-    steps: dict[str, Step] = {
-        OURS: lambda: F_icm.mixup(x, index, lam),
-        "eager": lambda: formulations.gathered_mixup(x, index, lam),
-    }
-    if compiled:
-        compiled_mix = torch.compile(formulations.gathered_mixup, dynamic=False)
-        steps["torch.compile eager"] = lambda: compiled_mix(x, index, lam)
-    return steps
+def _other_tasks(spec: Spec) -> Contenders:
+    """Ours without Python, on one axis, or with one lam for the batch, and what a step costs that mixes nothing."""
+    found: Contenders = {KERNELS: Contender(_kernels, OTHER)}
+    for axis in ("class", "pair"):
+        exact = against(of_loss(reference.icm_loss, given, axis=axis))
+        found[f"{OURS} axis={axis}"] = Contender(_making(F_icm.icm_loss, given, axis=axis), OTHER, exact)
+    if spec.variant != ONE_LAM:
+        exact = against(of_loss(reference.icm_loss, _lam_of_batch))
+        found[f"{OURS} one lam for the batch"] = Contender(_making(F_icm.icm_loss, _lam_of_batch), OTHER, exact)
+    exact = against(of_loss(F.cross_entropy, _own_labels))
+    found[UNMIXED] = Contender(_making(_wide_cross_entropy, _own_labels), OTHER, exact)
+    return found
+
+
+def _kernels(workload: Workload) -> Step:
+    """The two calls of operators, below autograd."""
+    logits, target = workload.inputs["logits"].detach(), workload.inputs["target"]
+    given_to_both = (logits, target.y_a, target.y_b, target.lam, None)
+    options = (0, *AXES["both"], REDUCTIONS["mean"])
+    forward, backward = overload("icm_loss_fwd", "cpu"), overload("icm_loss_bwd", "cpu")
+    grad = torch.ones((), dtype=accumulation_type(logits.dtype))
+    icm.backends()  # loads the kernels
+
+    def run() -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            loss, _, *saved = forward(*given_to_both, *options)
+            dlogits, _ = backward(grad, grad, *given_to_both, *saved, *options, False)
+        return loss, dlogits
+
+    return run
+
+
+def _wide_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """In float32, as under autocast."""
+    return F.cross_entropy(logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, y)
+
+
+def _of_others(spec: Spec) -> Contenders:
+    """Programs of other libraries."""
+    if spec.operation == "icm_loss":
+        return {"Liger cross-entropy, twice": "not run: needs a GPU, its kernels are Triton's"}
+    if spec.operation == "contrastive_loss":
+        name = "open_clip ClipLoss"
+        return {name: peers.missing("open_clip") or Contender(_clip)}
+    return {}
+
+
+def _clip(workload: Workload) -> Step:
+    """Times two: it takes the mean of the axes."""
+    clip = peers.load_file("open_clip", "loss.py").ClipLoss()
+    return step(lambda x, y, scale: 2 * clip(x, y, scale), workload.leaves)

@@ -22,10 +22,11 @@ import icm_fast as icm
 from icm_fast import functional as F_icm
 from icm_fast.functional import _linear_ways
 
-from .contenders import Step, step, truth
-from .measure import Measurement, measure
+from .contenders import Step, step
+from .measure import Measurement, measure, relative
 from .race import alone
 from .report import machine, time, write
+from .truths import exact
 from .workloads import Workload, linear_workload
 
 BATCH_SIZE = 1024
@@ -103,7 +104,7 @@ def _forced(takes_logits: bool) -> Callable[..., Tensor]:
 def _measured(size: tuple[int, ...], threads: int, seconds: float) -> dict[str, Measurement | str]:
     torch.set_num_threads(threads)
     work = workload(size)
-    return measure(ways(work), truth(work), seconds)
+    return measure(ways(work), relative(exact(work)), seconds)
 
 
 def curves(body: dict[str, Any]) -> dict[int, list[tuple[float, float]]]:

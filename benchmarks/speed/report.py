@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import subprocess
@@ -14,7 +13,7 @@ import torch
 import icm_fast as icm
 
 from .contenders import OURS
-from .floor import FLOOR
+from .floor import COPY, FLOOR
 from .measure import Measurement
 
 Results = dict[str, dict[str, Measurement | str]]
@@ -35,20 +34,20 @@ def machine() -> dict[str, Any]:
 def table(results: dict[str, Measurement | str]) -> str:
     """One workload: every contender, the fastest rival's ratio first in the reader's eye."""
     ours = results[OURS]
-    lines = [f"  {'':34} {'median':>10} {'p20':>10} {'p80':>10} {'extra memory':>13} {'error':>8}   ours is"]
+    lines = [f"  {'':45} {'median':>10} {'p20':>10} {'p80':>10} {'extra memory':>13} {'error':>8}   ours is"]
     for name, result in results.items():
         if isinstance(result, str):
-            lines.append(f"  {name:34} {result}")
+            lines.append(f"  {name:45} {result}")
             continue
         ratio = ""
         if isinstance(ours, Measurement) and name != OURS:
             factor = result.median_us / ours.median_us
             ratio = f"{factor:8.2f}x faster" if factor >= 1 else f"{1 / factor:8.2f}x slower"
-            if name == FLOOR:
+            if name in (FLOOR, COPY):
                 ratio = f"{1 / factor:8.2f}x the floor"
         times = "".join(f" {time(us):>10}" for us in (result.median_us, result.p20_us, result.p80_us))
         error = "" if result.error is None else f"{result.error:.0e}"
-        lines.append(f"  {name:34}{times} {result.peak_extra_bytes / 2**20:9.1f} MiB {error:>8} {ratio}")
+        lines.append(f"  {name:45}{times} {result.peak_extra_bytes / 2**20:9.1f} MiB {error:>8} {ratio}")
     return "\n".join(lines)
 
 
@@ -59,7 +58,7 @@ def write(path: Path, results: Results, options: dict[str, Any]) -> None:
         "machine": machine(),
         "options": options,
         "results": {
-            workload: {name: r if isinstance(r, str) else dataclasses.asdict(r) for name, r in each.items()}
+            workload: {name: r if isinstance(r, str) else r.summary() for name, r in each.items()}
             for workload, each in results.items()
         },
     }

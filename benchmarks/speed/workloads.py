@@ -1,7 +1,8 @@
-"""What is timed: an operation at a size, with one set of inputs for all contenders."""
+"""What is timed: an operation at a size, in a type, with one set of inputs for all contenders."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,58 @@ from torch import Tensor
 
 import icm_fast as icm
 
-LOSS_SIZES = ((64, 10), (64, 100), (128, 10), (128, 100), (512, 100), (1024, 1000), (4096, 1000), (8192, 1000))
-CROSS_ENTROPY_SIZES = ((128, 10), (128, 100), (1024, 1000), (4096, 1000))
-MIX_SIZES = ((128, 3, 32, 32), (64, 3, 224, 224))
-LINEAR_SIZES = ((1024, 512, 1000), (4096, 512, 1000), (1024, 256, 100_000))  # batch, features, classes
-VIEW_SIZES = ((1024, 512), (4096, 512))  # batch, features
-DENSE_SIZES = ((1024, 1000), (4096, 100))
+ONE_LAM = "one_lam"  # for the batch, instead of one per sample
+FLIPPED, ROLLED = "flipped", "rolled"  # whole calls that draw lam, with the partners of timm and of torchvision
+VARIANTS = {
+    "icm_loss": (ONE_LAM,),
+    "mixup_cross_entropy": (ONE_LAM,),
+    "linear_icm_loss": (ONE_LAM,),
+    "mixup": (ONE_LAM, FLIPPED, ROLLED),
+    "contrastive_loss": (),
+    "icm_loss_dense": (),
+}
+OPERATIONS = tuple(VARIANTS)
+DTYPES = ("float32", "bfloat16", "float16", "float64", "uint8")
+PARTNERS: dict[str, Callable[[Tensor], Tensor]] = {
+    FLIPPED: lambda samples: samples.flip(0),
+    ROLLED: lambda samples: samples.roll(1, 0),
+}
+DRAWN_CLASSES = 1000  # of the labels that are mixed with the images
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One workload: what pytest-benchmark calls a group."""
+
+    operation: str
+    size: tuple[int, ...]
+    variant: str = ""
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Such as icm_loss-1024x1000-one_lam-float32-cpu."""
+        parts = (self.operation, "x".join(map(str, self.size)), self.variant, self.dtype, self.device)
+        return "-".join(part for part in parts if part)
+
+    @classmethod
+    def parse(cls, name: str) -> Spec:
+        """The workload of that name.
+
+        Raises:
+            ValueError: a name of another form.
+        """
+        operation, _, tail = name.partition("-")
+        size, *variant, dtype, device = tail.split("-") if tail.count("-") >= 2 else ("", "", "")
+        is_known = operation in VARIANTS and variant in ([], *([each] for each in VARIANTS[operation]))
+        if not is_known or not re.fullmatch(r"\d+(x\d+)*", size) or dtype not in DTYPES or device != "cpu":
+            raise ValueError(
+                f"unknown workload {name!r}; expected OPERATION-SIZE[-VARIANT]-TYPE-cpu such as "
+                "icm_loss-1024x1000-float32-cpu"
+            )
+        return cls(operation, tuple(map(int, size.split("x"))), "".join(variant), dtype, device)
 
 
 @dataclass(frozen=True)
@@ -96,8 +143,10 @@ def dense_workload(size: tuple[int, ...]) -> Workload:
     return Workload("icm_loss_dense", size, {"logits": logits, "target": target})
 
 
-def mixup_workload(size: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu") -> Workload:
-    """Images in a floating-point type or in bytes, a random partner, one lam per sample."""
+def mixup_workload(
+    size: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu", one_lam: bool = False
+) -> Workload:
+    """Images in a floating-point type or in bytes, a random partner, one lam per sample or for the batch."""
     generator = torch.Generator(device).manual_seed(0)
     options: dict[str, Any] = {"generator": generator, "device": device}
     index = torch.randperm(size[0], **options)
@@ -105,26 +154,48 @@ def mixup_workload(size: tuple[int, ...], dtype: torch.dtype = torch.float32, de
         x = torch.randint(256, size, dtype=dtype, **options)
     else:
         x = torch.rand(size, dtype=dtype, **options)
-    return Workload("mixup", size, {"x": x, "index": index, "lam": torch.rand(size[0], **options)})
+    lam = torch.rand(() if one_lam else (size[0],), **options)
+    return Workload("mixup", size, {"x": x, "index": index, "lam": lam})
 
 
-def workloads(operation: str, sizes: list[tuple[int, ...]] | None, one_lam: bool) -> list[Workload]:
-    """All sizes of an operation, or the given ones."""
-    default, make = _OPERATIONS[operation]
-    return [make(size, one_lam) for size in sizes or default]
+def _mixup(spec: Spec) -> Workload:
+    """Bytes are normalised; labels and a partner's place instead of index and lam where the call draws them."""
+    workload = mixup_workload(spec.size, getattr(torch, spec.dtype), one_lam=spec.variant == ONE_LAM)
+    if spec.dtype == "uint8":
+        workload.inputs.update(mean=torch.tensor(MEAN[: spec.size[1]]), std=torch.tensor(STD[: spec.size[1]]))
+    if spec.variant in PARTNERS:
+        del workload.inputs["lam"]
+        labels = torch.randint(DRAWN_CLASSES, spec.size[:1], generator=torch.Generator().manual_seed(1))
+        workload.inputs.update(index=PARTNERS[spec.variant](torch.arange(spec.size[0])), labels=labels)
+    return workload
 
 
-def _loss(operation: str) -> Callable[[tuple[int, ...], bool], Workload]:
-    return lambda size, one_lam: loss_workload(operation, size, one_lam)
+def make(spec: Spec) -> Workload:
+    """Its inputs."""
+    if spec.operation == "mixup":
+        return _mixup(spec)
+    workload = _LOSSES[spec.operation](spec.operation, spec.size, spec.variant == ONE_LAM)
+    return workload if spec.dtype == "float32" else narrowed(workload, getattr(torch, spec.dtype))
 
 
-# Operation -> its sizes, and what makes one of them, with one lam for the batch or one per sample.
-_OPERATIONS: dict[str, tuple[tuple[tuple[int, ...], ...], Callable[[tuple[int, ...], bool], Workload]]] = {
-    "icm_loss": (LOSS_SIZES, _loss("icm_loss")),
-    "mixup_cross_entropy": (CROSS_ENTROPY_SIZES, _loss("mixup_cross_entropy")),
-    "mixup": (MIX_SIZES, lambda size, _: mixup_workload(size)),
-    "linear_icm_loss": (LINEAR_SIZES, linear_workload),
-    "contrastive_loss": (VIEW_SIZES, lambda size, _: views_workload(size)),
-    "icm_loss_dense": (DENSE_SIZES, lambda size, _: dense_workload(size)),
+_LOSSES: dict[str, Callable[[str, tuple[int, ...], bool], Workload]] = {
+    "icm_loss": loss_workload,
+    "mixup_cross_entropy": loss_workload,
+    "linear_icm_loss": lambda _, size, one_lam: linear_workload(size, one_lam),
+    "contrastive_loss": lambda _, size, __: views_workload(size),
+    "icm_loss_dense": lambda _, size, __: dense_workload(size),
 }
-OPERATIONS = tuple(_OPERATIONS)
+
+
+def narrowed(workload: Workload, dtype: torch.dtype) -> Workload:
+    """The same in another type; lam and a scale stay as they are."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 2:
+            return value
+        return value.detach().to(dtype).requires_grad_(value.requires_grad)
+
+    inputs = {name: convert(value) for name, value in workload.inputs.items()}
+    if "bias" in inputs:
+        inputs["bias"] = inputs["bias"].detach().to(dtype).requires_grad_()
+    return Workload(workload.operation, workload.size, inputs)

@@ -1,9 +1,13 @@
 // Operators icm_loss_fwd and icm_loss_bwd on the CPU: checks, outputs and their meaning. The passes are in
 // icm_loss_passes.h, the arithmetic in kernels/icm_loss*.h, the equations in icm_math.h.
+#include "huge_pages.h"
 #include "icm_loss_passes.h"
 
 namespace icm {
 namespace {
+
+// Gradients from this size on are got from the system at many calls, from some 32 MiB on at every one.
+constexpr int64_t kLargeGradientBytes = 12 << 20;
 
 template <typename scalar_t>
 Scores<scalar_t> scores(const char* op, const Tensor& logits, int64_t columns, int64_t diagonal,
@@ -107,6 +111,7 @@ auto backward(const Tensor& grad_row, const Tensor& grad_column, const Tensor& l
   const auto rows_grad = broadcast_vector<acc_t>(op, "grad_row", grad_row, s.rows);
   const auto columns_grad = broadcast_vector<acc_t>(op, "grad_column", grad_column, n);
   Tensor dlogits = new_tensor({s.rows, s.classes}, logits.scalar_type());
+  ask_for_huge_pages(dlogits, kLargeGradientBytes);
   Tensor dscale = new_tensor({}, kScalarType<acc_t>);
   scalar_t* out = data<scalar_t>(dlogits);
 

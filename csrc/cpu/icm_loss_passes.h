@@ -30,17 +30,14 @@ struct RowGroups {
   int64_t end(int64_t group, int64_t rows) const { return std::min(rows, (group + 1) * rows_per_group); }
 };
 
-// Merges the groups' column sums, in order, relative to the largest offset; the rows' weights follow.
+// Merges `count` sums of each group, in order, relative to the largest offset; the rows' weights follow.
 template <typename acc_t>
-void merge_columns(const acc_t* partial, const acc_t* offsets, const RowGroups& groups, int64_t columns,
-                   acc_t sigma, RowSums<acc_t> rows, int64_t row_count, LogSum<acc_t> out) {
-  const acc_t largest = *std::max_element(offsets, offsets + groups.count);
-  fill(out.offset, columns, largest);
-  fill(out.shift, columns, acc_t(0));
-  fill(out.sum, columns, acc_t(0));
+void merge_sums(const acc_t* partial, const acc_t* offsets, acc_t largest, const RowGroups& groups,
+                int64_t count, acc_t sigma, RowSums<acc_t> rows, int64_t row_count, acc_t* out) {
+  fill(out, count, acc_t(0));
   for (int64_t g = 0; g < groups.count; ++g) {
     const acc_t factor = std::exp2((offsets[g] - largest) * sigma);
-    for (int64_t j = 0; j < columns; ++j) out.sum[j] += factor * partial[g * columns + j];
+    for (int64_t j = 0; j < count; ++j) out[j] += factor * partial[g * count + j];
     for (int64_t i = groups.begin(g); i < groups.end(g, row_count); ++i) rows.weight[i] *= factor;
   }
 }
@@ -65,14 +62,18 @@ class IcmLossForward {
     threads_ = thread_count(groups_.count, s.rows * (columns + s.classes));
     scratch_size_ = round_up(icm_loss_kernels<scalar_t>().scratch_size(s_, false), 16);
     buffers_.reserve(workspace_, columns, s.classes);
+    sorted_buffers_.reserve(workspace_, columns, s.classes);
+    workspace_.reserve(columns, &sorted_sum_);
     workspace_.reserve(threads_ * scratch_size_, &scratch_);
     workspace_.reserve(groups_.count * columns, &partial_);
     workspace_.reserve(groups_.count, &offsets_);
     workspace_.reserve(s.rows, &diagonal_.row);
     workspace_.reserve(s.rows, &diagonal_.column);
+    workspace_.reserve(s.rows, &diagonal_.exponential);
     workspace_.reserve(2 * s.rows, &terms_);
     workspace_.allocate();
     valid_ = prepare_columns(labels, s.classes, buffers_, &s_.columns);
+    if (valid_) s_.sorted = sort_columns(labels, s_.columns, sorted_buffers_);
   }
 
   bool valid_target() const { return valid_; }
@@ -80,11 +81,15 @@ class IcmLossForward {
   // Row and column statistics and terms.
   void run(bool class_axis, bool pair_axis, RowSums<acc_t> rows, LogSum<acc_t> columns) {
     const auto& k = icm_loss_kernels<scalar_t>();
-    const int64_t n = s_.columns.count;
+    const int64_t n = s_.columns.count, sorted = s_.sorted.count;
     for_each_group([&](int64_t g, int64_t begin, int64_t end, acc_t* scratch) {
-      k.sums(s_, begin, end, scratch, rows, diagonal_, partial_ + g * n, offsets_ + g);
+      k.sums(s_, begin, end, scratch, rows, diagonal_, partial_ + g * sorted, offsets_ + g);
     });
-    merge_columns(partial_, offsets_, groups_, n, s_.sigma, rows, s_.rows, columns);
+    const acc_t largest = *std::max_element(offsets_, offsets_ + groups_.count);
+    merge_sums(partial_, offsets_, largest, groups_, sorted, s_.sigma, rows, s_.rows, sorted_sum_);
+    fill(columns.offset, n, largest);
+    fill(columns.shift, n, acc_t(0));
+    for (int64_t j = 0; j < n; ++j) columns.sum[j] = sorted_sum_[s_.sorted.of_column[j]];
     const bool repaired = (class_axis && !all_trusted(rows.sum, s_.rows, n)) ||
                           (pair_axis && !all_trusted(columns.sum, n, s_.rows));
     if (repaired) repair(rows, columns);
@@ -141,8 +146,9 @@ class IcmLossForward {
   RowGroups groups_;
   Workspace workspace_;
   ColumnBuffers<acc_t> buffers_;
+  SortedBuffers<acc_t> sorted_buffers_;
   int64_t threads_, scratch_size_;
-  acc_t *scratch_, *partial_, *offsets_, *terms_;
+  acc_t *scratch_, *partial_, *offsets_, *terms_, *sorted_sum_;
   Diagonal<acc_t> diagonal_;
   bool valid_;
 };
@@ -175,6 +181,8 @@ class IcmLossBackward {
     threads_ = thread_count(tiles_, s.rows * (columns + s.classes));
     scratch_size_ = round_up(icm_loss_kernels<scalar_t>().scratch_size(s_, gradient_of_scale), 16);
     buffers_.reserve(workspace_, columns, s.classes);
+    sorted_buffers_.reserve(workspace_, columns, s.classes);
+    workspace_.reserve(columns, &sorted_factor_);
     workspace_.reserve(threads_ * scratch_size_, &scratch_);
     workspace_.reserve(s.rows, &row_factor_);
     workspace_.reserve(columns, &column_factor_);
@@ -182,6 +190,7 @@ class IcmLossBackward {
     if (gradient_of_scale) workspace_.reserve(s.rows, &dscale_);
     workspace_.allocate();
     valid_ = prepare_columns(labels, s.classes, buffers_, &s_.columns);
+    if (valid_) s_.sorted = sort_columns(labels, s_.columns, sorted_buffers_);
   }
 
   bool valid_target() const { return valid_; }
@@ -204,8 +213,13 @@ class IcmLossBackward {
       row_factor_[i] = class_axis ? g_row / rows.sum[i] : acc_t(0);
       diagonal_loss_[i] = g_row + g_column;
     }
-    const Gradient<scalar_t> gradient{row_factor_, column_factor_, diagonal_loss_, dlogits, dscale_,
-                                      unit,        class_axis,     pair_axis,      repaired};
+    if (!repaired) {
+      fill(sorted_factor_, s_.sorted.count, acc_t(0));
+      for (int64_t j = 0; j < n; ++j) sorted_factor_[s_.sorted.of_column[j]] += column_factor_[j];
+    }
+    const acc_t* factors = repaired ? column_factor_ : sorted_factor_;
+    const Gradient<scalar_t> gradient{row_factor_, factors,    diagonal_loss_, dlogits, dscale_,
+                                      unit,        class_axis, pair_axis,      repaired};
     parallel_ranges(threads_, tiles_, [&](int64_t thread, int64_t begin, int64_t end) {
       icm_loss_kernels<scalar_t>().gradient(s_, begin * tile_, std::min(s_.rows, end * tile_),
                                             scratch_ + thread * scratch_size_, rows, columns, gradient);
@@ -220,8 +234,9 @@ class IcmLossBackward {
   Scores<scalar_t>& s_;
   Workspace workspace_;
   ColumnBuffers<acc_t> buffers_;
+  SortedBuffers<acc_t> sorted_buffers_;
   int64_t threads_, scratch_size_, tile_, tiles_;
-  acc_t *scratch_, *row_factor_, *column_factor_, *diagonal_loss_, *dscale_ = nullptr;
+  acc_t *scratch_, *row_factor_, *column_factor_, *diagonal_loss_, *sorted_factor_, *dscale_ = nullptr;
   bool valid_;
 };
 

@@ -1,12 +1,9 @@
 // How mixing on the CPU is cut up: chunks over threads, and runs of equal treatment within a chunk.
 //
-// Parallel over chunks of all samples, chunk outermost and samples innermost: a sample's chunk is read as own and
-// soon after (or before) as partner, from the cache the second time.
+// Parallel over chunks of all samples, chunk outermost and samples innermost, each after the one that it is the partner
+// of: what was just read as partner is read again as own from the core's own cache, so that memory is read once.
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
@@ -17,25 +14,11 @@
 
 namespace icm {
 
-// One chunk of every sample fits kCacheBytes, so that a sample is read from memory as own and from the cache as partner.
-// Untuned: on a machine with 32 MiB of cache a quarter of it did as well as half, 1 MiB lost a quarter in short runs.
-inline constexpr int64_t kCacheBytes = 8 << 20, kLeastChunkBytes = 4 << 10, kMostChunkBytes = 1 << 20;
+// A chunk of two samples fits a core's second-level cache with room to spare. Between 32 and 150 KB it made no
+// difference that could be told from noise; 8 KB, and 256 KB of a cache of 1 MiB, lost a third.
+inline constexpr int64_t kChunkBytes = 128 << 10;
 // Results from this size on are large: no cache keeps them, and they are got from the system at every call.
 inline constexpr int64_t kLargeBytes = 16 << 20;
-
-// A new large array is as yet no memory, and most of the time of its first write goes into getting 4 KiB at a time
-// (14 ms against 8 ms for 38 MB of mixed images; the gradient of icm_loss, written bit by bit, got slower by it).
-// Advice: nothing depends on its being taken.
-inline void ask_for_huge_pages(const Tensor& out) {
-#if defined(__linux__)
-  constexpr uintptr_t page = 2 << 20;
-  const int64_t bytes = out.numel() * int64_t(out.element_size());
-  if (bytes < kLargeBytes) return;
-  const uintptr_t first = (uintptr_t(out.data_ptr()) + page - 1) / page * page;
-  const uintptr_t last = (uintptr_t(out.data_ptr()) + uintptr_t(bytes)) / page * page;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 // Large results are written past the caches (2.8 ms against 4.1 ms at 64x3x224x224 float32), except
 // for runs too short to fill many lines.
@@ -46,22 +29,30 @@ inline bool streams(const Tensor& out) { return out.numel() * int64_t(out.elemen
 struct Chunks {
   int64_t elements, count;
 
-  Chunks(int64_t batch, int64_t size, int64_t element_bytes) {
-    const int64_t bytes =
-        std::clamp(kCacheBytes / std::max<int64_t>(batch, 1), kLeastChunkBytes, kMostChunkBytes);
-    elements = bytes / element_bytes;
+  // Equal ones, whole cache lines each.
+  Chunks(int64_t size, int64_t element_bytes) {
+    const int64_t wanted = std::max<int64_t>((size * element_bytes + kChunkBytes - 1) / kChunkBytes, 1);
+    elements = std::max(round_up((size + wanted - 1) / wanted, kCacheLine), kCacheLine);
     count = (size + elements - 1) / elements;
   }
 };
 
-// body(thread, sample, begin, end) for every chunk of every sample.
+// Elements [begin, end) of a sample; sample -1: none.
+struct Piece {
+  int64_t sample, begin, end;
+};
+
+// body(thread, piece, the piece that this thread takes next) for every chunk of every sample, in this order.
 template <typename Body>
-void for_each_chunk(const Chunks& chunks, int64_t samples, int64_t size, int64_t threads, const Body& body) {
+void for_each_chunk(const Chunks& chunks, const int64_t* order, int64_t samples, int64_t size,
+                    int64_t threads, const Body& body) {
   parallel_ranges(threads, chunks.count * samples, [&](int64_t thread, int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; ++task) {
+    const auto piece = [&](int64_t task) -> Piece {
+      if (task >= last) return {-1, 0, 0};
       const int64_t begin = task / samples * chunks.elements;
-      body(thread, task % samples, begin, std::min(size, begin + chunks.elements));
-    }
+      return {order[task % samples], begin, std::min(size, begin + chunks.elements)};
+    };
+    for (int64_t task = first; task < last; ++task) body(thread, piece(task), piece(task + 1));
 #if defined(__x86_64__)
     _mm_sfence();  // streamed stores are not ordered by the release of the thread pool
 #endif
@@ -113,6 +104,17 @@ void prepare_samples(const Partners& p, const SampleLayout& layout, Sample<acc_t
     const bool alone = is_bad(weights) || partner == i;
     out[i] = {partner, weights, alone ? Box{0, 0, 0, 0} : p.box_of(i, layout)};
   }
+}
+
+// Every sample once, after the one that it is the partner of where that can be. `taken`: scratch of the same length.
+template <typename acc_t>
+void order_by_partner(const Sample<acc_t>* plan, int64_t batch, int64_t* order, bool* taken) {
+  fill(taken, batch, false);
+  for (int64_t i = 0, count = 0; i < batch; ++i)
+    for (int64_t k = i; k >= 0 && k < batch && !taken[k]; k = plan[k].partner) {
+      taken[k] = true;
+      order[count++] = k;
+    }
 }
 
 // Where the samples of a tensor are.

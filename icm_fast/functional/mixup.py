@@ -65,7 +65,7 @@ def mixup(
         RuntimeError: an explicit backend that is not available; out with an x that requires grad.
 
     Cost:
-        x is read once and again as partner, from the cache where a chunk of every sample fits it; the result is
+        x is read once, and again from a core's own cache, as index leads from a sample to its partner; the result is
         written once. No other array. Plain PyTorch: four arrays of x's size, eight with keep_clean and uint8.
 
     Numerics:

@@ -80,25 +80,33 @@ def mixup_cross_entropy(
     """
     _dispatch.check_logits(_WHERE, logits)
     kind = _dispatch.target_kind(_WHERE, logits, target)
-    dtype = accumulation_type(logits.dtype)
-    weight = None if weight is None else _class_weight(logits, weight).to(dtype)
+    if weight is not None:
+        weight = _class_weight(logits, weight).to(accumulation_type(logits.dtype))
     _check_smoothing(label_smoothing)
     check_choice(_WHERE, "reduction", reduction, _dispatch.REDUCTION_NAMES)
     name = _dispatch.backend_for(_WHERE, backend, logits)
-    options: dict[str, Any] = {"label_smoothing": float(label_smoothing), "reduction": reduction}
     if kind == "dense":
-        dense = cast(Tensor, target).to(dtype)
-        return F.cross_entropy(logits.to(dtype), dense, weight, **options)
+        return _of_dense_target(logits, cast(Tensor, target), weight, label_smoothing, reduction)
     # With class weights the mean over hard labels has another divisor.
     plain = kind == "hard" and weight is not None
     if plain or name == "reference" or _dispatch.functorch_active():
+        options: dict[str, Any] = {"label_smoothing": float(label_smoothing), "reduction": reduction}
         loss = reference.mixup_cross_entropy(logits, target, weight=weight, **options)
     else:
         weight = None if weight is None else weight.contiguous()
-        loss = operator.mixup_cross_entropy(name, logits, *_two_hot(logits, target), weight, **options)
+        labels = _two_hot(logits, target)
+        loss = operator.mixup_cross_entropy(name, logits, *labels, weight, float(label_smoothing), reduction)
     if _dispatch.reads_values(logits):
         _dispatch.explain_nan(_WHERE, loss, logits.shape[1], target)
     return loss
+
+
+def _of_dense_target(
+    logits: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, reduction: str
+) -> Tensor:
+    dtype = accumulation_type(logits.dtype)
+    options: dict[str, Any] = {"label_smoothing": float(label_smoothing), "reduction": reduction}
+    return F.cross_entropy(logits.to(dtype), target.to(dtype), weight, **options)
 
 
 def _two_hot(logits: Tensor, target: MixedTarget | Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -85,4 +85,50 @@ ICM_INLINE void store_acc(float16* p, Vec<float> v) {
 #endif
 }
 
+// Set in lanes [first, last).
+template <typename acc_t>
+ICM_INLINE IVec<acc_t> lanes_between(int first, int last) {
+  IVec<acc_t> lane = {};
+#pragma GCC unroll 16
+  for (int k = 0; k < kLanes<acc_t>; ++k) lane[k] = k;
+  return (lane >= first) & (lane < last);
+}
+
+// The first `count` lanes, the others 0.
+template <typename scalar_t>
+ICM_INLINE Vec<acc_type<scalar_t>> load_first(const scalar_t* x, int count) {
+  using acc_t = acc_type<scalar_t>;
+  acc_t lanes[kLanes<acc_t>] = {};
+  for (int k = 0; k < count; ++k) lanes[k] = to_acc(x[k]);
+  return load(lanes);
+}
+// Of a few classes this is all of a row, and one by one it took as long as a hundred classes do.
+#if defined(__AVX2__)
+ICM_INLINE Vec<float> load_first(const float* x, int count) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1u), x);
+#else
+  return (Vec<float>)_mm256_maskload_ps(x, (__m256i)lanes_between<float>(0, count));
+#endif
+}
+#endif
+
+// Stores the first `count` lanes.
+template <typename scalar_t>
+ICM_INLINE void store_first(scalar_t* x, int count, Vec<acc_type<scalar_t>> v) {
+  using acc_t = acc_type<scalar_t>;
+  acc_t lanes[kLanes<acc_t>];
+  store(lanes, v);
+  for (int k = 0; k < count; ++k) from_acc(lanes[k], x + k);
+}
+#if defined(__AVX2__)
+ICM_INLINE void store_first(float* x, int count, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(x, __mmask16((1u << count) - 1u), (__m512)v);
+#else
+  _mm256_maskstore_ps(x, (__m256i)lanes_between<float>(0, count), (__m256)v);
+#endif
+}
+#endif
+
 }  // namespace icm::ICM_ISA

@@ -32,9 +32,10 @@ void terms(const Scores<scalar_t>& s, int64_t begin, int64_t end, bool repaired,
       target = exp2<acc_t>(y);
     } else {  // formed as in the sums: an exponential times the row's weight
       y = d + (rows_at(rows.offset) - columns_at(columns.offset)) * s.sigma;
-      target = rows_at(rows.weight) * exp2<acc_t>(d);
+      target = rows_at(rows.weight) * rows_at(diagonal.exponential);
     }
-    const Vec<acc_t> row = log_ratio<acc_t>(rows_at(rows.sum), exp2<acc_t>(d), d);
+    const Vec<acc_t> own = repaired ? exp2<acc_t>(d) : rows_at(diagonal.exponential);
+    const Vec<acc_t> row = log_ratio<acc_t>(rows_at(rows.sum), own, d);
     const Vec<acc_t> column = log_ratio<acc_t>(columns_at(columns.sum), target, y);
     store_rows<acc_t, 1>({{row * acc_t(kLn2)}}, row_term + i, valid);
     store_rows<acc_t, 1>({{column * acc_t(kLn2)}}, column_term + i, valid);
@@ -43,7 +44,7 @@ void terms(const Scores<scalar_t>& s, int64_t begin, int64_t end, bool repaired,
 
 template <typename scalar_t>
 constexpr IcmLossKernels<scalar_t> table() {
-  return {kTileRows<acc_type<scalar_t>, kTileVectors>,
+  return {kTileRows<acc_type<scalar_t>, kMostTileVectors>,
           scratch_size<scalar_t>,
           sums<scalar_t>,
           maxima<scalar_t>,

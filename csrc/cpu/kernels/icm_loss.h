@@ -27,6 +27,24 @@ struct Columns {
   const int32_t* slot_of;  // (classes,) slot of a class, or -1; null when every class is used
 };
 
+// The columns sorted by their first class, so that it is read, and its gradient written, once for all of them; first
+// classes with equally many columns stand together, so that a processor guesses where the next one begins.
+//
+// Of a batch with one lam the columns may be `factored`: exponentials are products, 2^(w_a T_a) 2^(w_b T_b), two
+// exponentials per class instead of one per column, and equal columns are one. Their pure classes are pairs of a
+// class with itself, or, where the weight is 1, with slot `used`.
+template <typename acc_t>
+struct SortedColumns {
+  int64_t count;
+  const int32_t *slot_a, *slot_b;  // (count,)
+  const acc_t *w_a, *w_b;          // (count,); factored: w_a is how many columns are one here
+  int64_t firsts;
+  const int32_t* begin;      // (firsts + 1,) the columns of each first class
+  const int32_t* of_column;  // (columns,) where each column of the batch stands
+  bool factored;
+  acc_t factor_a, factor_b;  // factored: the weights of all
+};
+
 template <typename scalar_t>
 struct Scores {
   using acc_t = acc_type<scalar_t>;
@@ -34,6 +52,7 @@ struct Scores {
   int64_t rows, classes;
   int64_t row_stride, class_stride;
   Columns<acc_t> columns;
+  SortedColumns<acc_t> sorted;
   int64_t diagonal;
   acc_t scale;  // multiplies the logits
   acc_t sign;   // -1 for a negative scale, else 1
@@ -58,18 +77,20 @@ struct RowSums : LogSum<acc_t> {
 };
 
 // Each image's score by its own class, relative to the offset of its row and to that of its column: in base-2
-// units (and the row's only), or in units of the logits after a repair.
+// units (and the row's only), or in units of the logits after a repair. `exponential` is that of the row's, with the
+// bits that it has in the sums; not after a repair.
 template <typename acc_t>
 struct Diagonal {
   acc_t* row;
   acc_t* column;
+  acc_t* exponential;
 };
 
 template <typename scalar_t>
 struct Gradient {
   using acc_t = acc_type<scalar_t>;
   const acc_t* row_factor;     // (rows,)  incoming gradient of the row term / row sum
-  const acc_t* column_factor;  // (columns,) likewise
+  const acc_t* column_factor;  // likewise, of the sorted columns; (columns,) after a repair
   const acc_t* diagonal_loss;  // (rows,)  what the target subtracts: both incoming gradients
   scalar_t* dlogits;           // (rows, classes) contiguous
   acc_t* dscale;               // (rows,) or null: sum_c dS'[i,c] S[i,c]
@@ -84,7 +105,7 @@ struct IcmLossKernels {
   int32_t tile_rows;  // rows of the largest tile
   // Elements of scratch that one thread needs, for any of the passes.
   int64_t (*scratch_size)(const Scores<scalar_t>&, bool gradient_of_scale);
-  // 1. Row sums, and the column sums of rows [begin, end) relative to *column_offset.
+  // 1. Row sums, and the sums of the sorted columns, of rows [begin, end), relative to *column_offset.
   void (*sums)(const Scores<scalar_t>&, int64_t begin, int64_t end, acc_t* scratch, RowSums<acc_t> rows,
                Diagonal<acc_t> diagonal, acc_t* column_sum, acc_t* column_offset);
   // 2. Repair: exact maxima of rows and columns.

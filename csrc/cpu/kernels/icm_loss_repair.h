@@ -21,7 +21,7 @@ inline void maxima(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_ty
   acc_t* accumulators = buffers.second;
   fill_columns(accumulators, s.columns.count, -kInfinity<acc_t>);
 
-  for_each_tile<acc_t>(begin, end, [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
+  for_each_tile(s, 0, begin, end, [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
     constexpr int K = decltype(vectors)::count;
     load_repair_tiles<scalar_t, acc_t, K>(s, buffers, rows.offset, column_offset, row, valid, nullptr);
     const RowVec<acc_t, K> is_valid = valid_rows<acc_t, K>(valid);
@@ -56,7 +56,7 @@ inline void shifted_sums(const Scores<scalar_t>& s, int64_t begin, int64_t end, 
   acc_t* accumulators = buffers.second;
   fill_columns(accumulators, s.columns.count, acc_t(0));
 
-  for_each_tile<acc_t>(begin, end, [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
+  for_each_tile(s, 0, begin, end, [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
     constexpr int K = decltype(vectors)::count;
     load_repair_tiles<scalar_t, acc_t, K>(s, buffers, rows.offset, columns.offset[0], row, valid, nullptr);
     const RowVec<acc_t, K> row_shift = load_rows<acc_t, K>(rows.shift + row, valid);

@@ -7,13 +7,20 @@
 
 namespace icm {
 
+// What to ask of memory before it is needed: the source that is in no cache yet, and the same of the run after this one,
+// which is taken to be as long. Null: nothing.
+template <typename scalar_t>
+struct Ahead {
+  const scalar_t *here, *next;
+};
+
 template <typename scalar_t>
 struct MixupKernels {
   using acc_t = acc_type<scalar_t>;
   // out[k] = sum_s weights[s] * sources[s][k], added in that order. A single weight of 1 is a copy, bit for bit;
-  // no source gives 0. `stream`: write past the caches.
+  // no source gives 0. `stream`: write past the caches; only then anything is asked for ahead.
   void (*weighted_sum)(const scalar_t* const* sources, const acc_t* weights, int64_t sources_count,
-                       int64_t count, scalar_t* out, bool stream);
+                       int64_t count, scalar_t* out, bool stream, Ahead<scalar_t> ahead);
 };
 
 // Of each channel: out = mix * scale + shift. One channel throughout, or `period` channels in turn that start

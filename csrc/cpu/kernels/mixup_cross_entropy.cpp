@@ -21,6 +21,29 @@ ICM_INLINE void with_row(const SoftTargets<scalar_t>& s, int64_t i, acc_type<sca
   body(static_cast<const acc_type<scalar_t>*>(scratch));
 }
 
+// Calls first(row, r) and then(row, r) for `count` rows: of short rows the first for some of them before the others, so
+// that the processor has another row to work on while it waits for the end of one.
+template <typename scalar_t, typename First, typename Then>
+ICM_INLINE void for_each_group(const SoftTargets<scalar_t>& s, int64_t begin, int count,
+                               acc_type<scalar_t>* scratch, First first, Then then) {
+  constexpr int64_t kCached = 16 << 10;  // bytes that stay in the first-level cache
+  const int64_t row_bytes = s.classes * int64_t(sizeof(scalar_t));
+  const int step = s.class_stride == 1 && 4 * row_bytes <= kCached ? 4 : 1;
+  for (int r = 0; r < count; r += step) {
+    const int end = r + step < count ? r + step : count;
+    if (step == 1) {
+      with_row(s, begin + r, scratch, [&](const auto* x) ICM_LAMBDA_INLINE {
+        first(x, r);
+        then(x, r);
+      });
+      continue;
+    }
+    const scalar_t* x = s.logits + (begin + r) * s.row_stride;
+    for (int k = r; k < end; ++k) first(x + (k - r) * s.row_stride, k);
+    for (int k = r; k < end; ++k) then(x + (k - r) * s.row_stride, k);
+  }
+}
+
 template <bool kSmoothed, typename scalar_t>
 void terms_of(const SoftTargets<scalar_t>& s, int64_t begin, int64_t end, acc_type<scalar_t>* scratch,
               RowStats<acc_type<scalar_t>> stats, acc_type<scalar_t>* term) {
@@ -29,16 +52,18 @@ void terms_of(const SoftTargets<scalar_t>& s, int64_t begin, int64_t end, acc_ty
   for (int64_t row = begin; row < end; row += L) {
     const int valid = int(end - row < L ? end - row : L);
     acc_t sum[L] = {}, smoothed[L] = {}, t_a[L] = {}, t_b[L] = {};
-    for (int r = 0; r < valid; ++r)
-      with_row(s, row + r, scratch, [&](const auto* x) ICM_LAMBDA_INLINE {
-        const acc_t m = row_maximum(x, s.classes);
-        const RowSum<acc_t> sums = row_sum<kSmoothed>(x, s.classes, m, s.smoothing);
-        stats.maximum[row + r] = m;
-        stats.sum[row + r] = sum[r] = sums.sum;
-        smoothed[r] = sums.smoothed;
-        t_a[r] = shifted(to_acc(x[s.class_a[row + r]]), m);
-        t_b[r] = shifted(to_acc(x[s.class_b[row + r]]), m);
-      });
+    const auto sums_of = [&](const auto* x, int r) ICM_LAMBDA_INLINE {
+      const acc_t m = stats.maximum[row + r];
+      const RowSum<acc_t> sums = row_sum<kSmoothed>(x, s.classes, m, s.smoothing);
+      stats.sum[row + r] = sum[r] = sums.sum;
+      smoothed[r] = sums.smoothed;
+      t_a[r] = shifted(to_acc(x[s.class_a[row + r]]), m);
+      t_b[r] = shifted(to_acc(x[s.class_b[row + r]]), m);
+    };
+    for_each_group(
+        s, row, valid, scratch,
+        [&](const auto* x, int r) ICM_LAMBDA_INLINE { stats.maximum[row + r] = row_maximum(x, s.classes); },
+        sums_of);
     const auto negative_log = [&](const acc_t* t) ICM_LAMBDA_INLINE {
       return log_ratio<acc_t>(load(sum), exp2<acc_t>(load(t)), load(t));
     };

@@ -18,24 +18,6 @@ ICM_INLINE Vec<acc_t> log_ratio(Vec<acc_t> sum, Vec<acc_t> target, Vec<acc_t> d)
   return icm::log_ratio<acc_t>(sum, target, d, Log2<acc_t>{});
 }
 
-// Set in lanes [first, last).
-template <typename acc_t>
-ICM_INLINE IVec<acc_t> lanes_between(int first, int last) {
-  IVec<acc_t> lane = {};
-#pragma GCC unroll 16
-  for (int k = 0; k < kLanes<acc_t>; ++k) lane[k] = k;
-  return (lane >= first) & (lane < last);
-}
-
-// The first `count` lanes, the others 0.
-template <typename scalar_t>
-ICM_INLINE Vec<acc_type<scalar_t>> load_first(const scalar_t* x, int count) {
-  using acc_t = acc_type<scalar_t>;
-  acc_t lanes[kLanes<acc_t>] = {};
-  for (int k = 0; k < count; ++k) lanes[k] = to_acc(x[k]);
-  return load(lanes);
-}
-
 // The vector at `position` of a row of `count` elements, as for_each_vector visits it.
 template <typename scalar_t>
 ICM_INLINE Vec<acc_type<scalar_t>> load_in_row(const scalar_t* row, int64_t count, int64_t position) {
@@ -61,15 +43,36 @@ ICM_INLINE void for_each_vector(const scalar_t* x, int64_t count, Body body) {
 // Stores the vector at `position` of a row of `count` elements.
 template <typename scalar_t>
 ICM_INLINE void store_in_row(scalar_t* row, int64_t count, int64_t position, Vec<acc_type<scalar_t>> v) {
-  using acc_t = acc_type<scalar_t>;
-  constexpr int L = kLanes<acc_t>;
-  if (count >= L) {
+  if (count >= kLanes<acc_type<scalar_t>>)
     store_acc(row + position, v);
-    return;
-  }
-  acc_t lanes[L];
+  else
+    store_first(row, int(count), v);
+}
+
+// The larger of v and m; m where v is NaN: with a NaN the instruction returns its second operand.
+ICM_INLINE Vec<float> larger(Vec<float> v, Vec<float> m) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_max_ps((__m512)v, (__m512)m);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_max_ps((__m256)v, (__m256)m);
+#else
+  return v > m ? v : m;
+#endif
+}
+ICM_INLINE Vec<double> larger(Vec<double> v, Vec<double> m) { return v > m ? v : m; }
+
+// Of lanes without NaN.
+template <typename acc_t>
+ICM_INLINE acc_t largest_lane(Vec<acc_t> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(acc_t) == 4) return _mm512_reduce_max_ps((__m512)v);
+#endif
+  acc_t lanes[kLanes<acc_t>];
   store(lanes, v);
-  for (int k = 0; k < int(count); ++k) from_acc(lanes[k], row + k);
+#pragma GCC unroll 16
+  for (int width = kLanes<acc_t> / 2; width > 0; width /= 2)
+    for (int k = 0; k < width; ++k) lanes[k] = lanes[k + width] > lanes[k] ? lanes[k + width] : lanes[k];
+  return lanes[0];
 }
 
 // The largest element: NaN drops out, the sum will show it. With no other it is -inf, and so is then
@@ -77,15 +80,12 @@ ICM_INLINE void store_in_row(scalar_t* row, int64_t count, int64_t position, Vec
 template <typename scalar_t>
 ICM_INLINE acc_type<scalar_t> row_maximum(const scalar_t* x, int64_t count) {
   using acc_t = acc_type<scalar_t>;
-  Vec<acc_t> m = broadcast(-acc_t(__builtin_huge_val()));
+  const Vec<acc_t> least = broadcast(-acc_t(__builtin_huge_val()));
+  Vec<acc_t> m = least;
   for_each_vector(x, count, [&](int64_t, Vec<acc_t> v, IVec<acc_t> keep) ICM_LAMBDA_INLINE {
-    m = (v > m) & keep ? v : m;
+    m = larger(select<acc_t>(keep, v, least), m);
   });
-  acc_t lanes[kLanes<acc_t>], result;
-  store(lanes, m);
-  result = lanes[0];
-  for (int k = 1; k < kLanes<acc_t>; ++k) result = lanes[k] > result ? lanes[k] : result;
-  return result;
+  return largest_lane<acc_t>(m);
 }
 
 template <typename acc_t>

@@ -5,6 +5,7 @@
 
 #include "convert.h"
 #include "icm_loss.h"
+#include "transpose.h"
 
 namespace icm::ICM_ISA {
 
@@ -23,11 +24,11 @@ inline constexpr acc_t kInfinity = acc_t(__builtin_huge_val());
 template <typename acc_t>
 inline constexpr acc_t kLargest = sizeof(acc_t) == 4 ? acc_t(__FLT_MAX__) : acc_t(__DBL_MAX__);
 
-// Whole rows are read in squares where the used classes are dense or the row is short; few used
+// Whole rows are read in squares where the used classes are dense; few used
 // classes among many are gathered one by one (a square costs about 64 B per row and 16 classes).
 template <typename scalar_t>
 ICM_INLINE bool reads_whole_rows(const Scores<scalar_t>& s) {
-  return s.class_stride == 1 && s.columns.used * 8 >= s.classes && s.classes >= kLanes<acc_type<scalar_t>>;
+  return s.class_stride == 1 && s.columns.used * 8 >= s.classes;
 }
 
 // Squares ahead whose logits are fetched: 16 or 32 rows are more streams than a processor follows by itself.
@@ -38,32 +39,47 @@ inline constexpr int kAhead = 4;
 template <typename scalar_t, typename acc_t, int K, typename Visit>
 ICM_INLINE void visit_squares(const Scores<scalar_t>& s, int64_t row, int valid, Visit visit) {
   constexpr int L = kLanes<acc_t>;
+  // In registers: behind the reference they would be read again after every store, which might alias them.
   const int32_t* slot_of = s.columns.slot_of;
+  const scalar_t* logits = s.logits + row * s.row_stride;
+  const int64_t classes = s.classes, stride = s.row_stride;
   const IVec<acc_t> flip = (IVec<acc_t>)broadcast(s.sign) ^ (IVec<acc_t>)broadcast(acc_t(1));
-  for (int64_t next = 0; next < s.classes; next += L) {
-    const int64_t c = next + L <= s.classes ? next : s.classes - L;  // the last square may overlap
+  const auto slot = [&](int64_t c) ICM_LAMBDA_INLINE { return slot_of == nullptr ? c : int64_t(slot_of[c]); };
+  const auto visit_signed = [&](int64_t u, int k, Vec<acc_t> x) ICM_LAMBDA_INLINE {
+    if (u >= 0) visit(u, k, (Vec<acc_t>)((IVec<acc_t>)x ^ flip));
+  };
+  if (classes < L) {  // a row is part of a vector
+    for (int k = 0; k < K; ++k) {
+      Vec<acc_t> square[L] = {};
+      for (int r = 0; r < L && k * L + r < valid; ++r)
+        square[r] = load_first(logits + (k * L + r) * stride, int(classes));
+      transpose<acc_t>(square);
+      for (int c = 0; c < int(classes); ++c) visit_signed(slot(c), k, square[c]);
+    }
+    return;
+  }
+  for (int64_t next = 0; next < classes; next += L) {
+    const int64_t c = next + L <= classes ? next : classes - L;  // the last square may overlap
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
       Vec<acc_t> square[L];
-      const scalar_t* first = s.logits + (row + k * L) * s.row_stride + c;
+      const scalar_t* first = logits + k * L * stride + c;
       if (valid >= (k + 1) * L) {
 #pragma GCC unroll 16
         for (int r = 0; r < L; ++r) {
-          square[r] = load_acc(first + r * s.row_stride);
-          __builtin_prefetch(first + r * s.row_stride + kAhead * L);
+          square[r] = load_acc(first + r * stride);
+          __builtin_prefetch(first + r * stride + kAhead * L);
         }
       } else {
         for (int r = 0; r < L; ++r)
-          square[r] = k * L + r < valid ? load_acc(first + r * s.row_stride) : Vec<acc_t>{};
+          square[r] = k * L + r < valid ? load_acc(first + r * stride) : Vec<acc_t>{};
       }
       transpose<acc_t>(square);
       if (slot_of == nullptr) {
 #pragma GCC unroll 16
-        for (int q = 0; q < L; ++q) visit(c + q, k, (Vec<acc_t>)((IVec<acc_t>)square[q] ^ flip));
+        for (int q = 0; q < L; ++q) visit_signed(c + q, k, square[q]);
       } else {
-        for (int q = 0; q < L; ++q)
-          if (slot_of[c + q] >= 0)
-            visit(int64_t(slot_of[c + q]), k, (Vec<acc_t>)((IVec<acc_t>)square[q] ^ flip));
+        for (int q = 0; q < L; ++q) visit_signed(slot(c + q), k, square[q]);
       }
     }
   }
@@ -93,8 +109,12 @@ ICM_INLINE RowVec<acc_t, K> load_tile(const Scores<scalar_t>& s, int64_t row, in
   for (int k = 0; k < K; ++k) m.v[k] = broadcast(-kLargest<acc_t>);
   visit_logits<scalar_t, acc_t, K>(s, row, valid, [&](int64_t u, int k, Vec<acc_t> x) ICM_LAMBDA_INLINE {
     store(tile + u * R + k * L, x);
-    m.v[k] = at_least(m.v[k], x);  // a NaN drops out
   });
+  // Not while they are stored: there are no registers left for it, and each maximum would wait for the one before.
+  const int64_t used = s.columns.used;
+  for (int64_t u = 0; u < used; ++u)
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) m.v[k] = at_least(m.v[k], load(tile + u * R + k * L));  // a NaN drops out
   for (int k = 0; k < K; ++k) {
     store(tile + s.columns.used * R + k * L, Vec<acc_t>{});
     if (any<acc_t>(m.v[k] == kInfinity<acc_t>)) {  // +inf must drop out as well: look again
@@ -118,11 +138,13 @@ template <typename scalar_t, typename acc_t, int K>
 ICM_INLINE Depth shift_tile(const Scores<scalar_t>& s, const RowVec<acc_t, K>& m, acc_t* tile) {
   constexpr int L = kLanes<acc_t>, R = kTileRows<acc_t, K>;
   IVec<acc_t> shallow = ~IVec<acc_t>{};
-  for (int64_t u = 0; u < s.columns.used; ++u) {
+  const int64_t used = s.columns.used;
+  const Vec<acc_t> sigma = broadcast(s.sigma);
+  for (int64_t u = 0; u < used; ++u) {
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
       acc_t* p = tile + u * R + k * L;
-      const Vec<acc_t> t = (load(p) - m.v[k]) * s.sigma;
+      const Vec<acc_t> t = (load(p) - m.v[k]) * sigma;
       store(p, t);
       shallow &= (t >= kShallowest<acc_t>)&(t <= acc_t(0));
     }
@@ -197,6 +219,14 @@ ICM_INLINE RowVec<acc_t, K> diagonal_scores(const Scores<scalar_t>& s, int64_t r
   return x;
 }
 
+// All rows of a tile for one class.
+template <typename acc_t, int K>
+ICM_INLINE RowVec<acc_t, K> load_rows_of(const acc_t* values) {
+  RowVec<acc_t, K> v;
+  for (int k = 0; k < K; ++k) v.v[k] = load(values + k * kLanes<acc_t>);
+  return v;
+}
+
 template <typename acc_t, int K>
 ICM_INLINE RowVec<acc_t, K> load_rows(const acc_t* values, int valid) {
   constexpr int L = kLanes<acc_t>, R = kTileRows<acc_t, K>;
@@ -221,16 +251,31 @@ template <typename scalar_t, typename acc_t, int K>
 ICM_INLINE void store_tile(const Scores<scalar_t>& s, const acc_t* tile, int64_t row, int valid,
                            scalar_t* dlogits) {
   constexpr int L = kLanes<acc_t>, R = kTileRows<acc_t, K>;
-  const Columns<acc_t>& columns = s.columns;
-  scalar_t* first = dlogits + row * s.classes;
-  if (s.columns.used * 8 < s.classes || s.classes < L) {
-    __builtin_memset(first, 0, sizeof(scalar_t) * size_t(valid) * size_t(s.classes));
+  const Columns<acc_t> columns = s.columns;
+  const int64_t classes = s.classes;
+  scalar_t* first = dlogits + row * classes;
+  if (columns.used * 8 < classes) {
+    __builtin_memset(first, 0, sizeof(scalar_t) * size_t(valid) * size_t(classes));
     for (int64_t u = 0; u < columns.used; ++u)
-      for (int r = 0; r < valid; ++r) from_acc(tile[u * R + r], first + r * s.classes + columns.present[u]);
+      for (int r = 0; r < valid; ++r) from_acc(tile[u * R + r], first + r * classes + columns.present[u]);
     return;
   }
-  for (int64_t next = 0; next < s.classes; next += L) {
-    const int64_t c = next + L <= s.classes ? next : s.classes - L;
+  const auto of_class = [&](int64_t c, int k) ICM_LAMBDA_INLINE {
+    const int64_t u = columns.slot_of == nullptr ? c : int64_t(columns.slot_of[c]);
+    return u >= 0 ? load(tile + u * R + k * L) : Vec<acc_t>{};
+  };
+  if (classes < L) {
+    for (int k = 0; k < K; ++k) {
+      Vec<acc_t> square[L] = {};
+      for (int c = 0; c < int(classes); ++c) square[c] = of_class(c, k);
+      transpose<acc_t>(square);
+      for (int r = 0; r < L && k * L + r < valid; ++r)
+        store_first(first + (k * L + r) * classes, int(classes), square[r]);
+    }
+    return;
+  }
+  for (int64_t next = 0; next < classes; next += L) {
+    const int64_t c = next + L <= classes ? next : classes - L;
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
       Vec<acc_t> square[L];
@@ -238,18 +283,15 @@ ICM_INLINE void store_tile(const Scores<scalar_t>& s, const acc_t* tile, int64_t
 #pragma GCC unroll 16
         for (int q = 0; q < L; ++q) square[q] = load(tile + (c + q) * R + k * L);
       } else {
-        for (int q = 0; q < L; ++q) {
-          const int64_t u = columns.slot_of[c + q];
-          square[q] = u >= 0 ? load(tile + u * R + k * L) : Vec<acc_t>{};
-        }
+        for (int q = 0; q < L; ++q) square[q] = of_class(c + q, k);
       }
       transpose<acc_t>(square);
       if (valid >= (k + 1) * L) {
 #pragma GCC unroll 16
-        for (int r = 0; r < L; ++r) store_acc(first + (k * L + r) * s.classes + c, square[r]);
+        for (int r = 0; r < L; ++r) store_acc(first + (k * L + r) * classes + c, square[r]);
       } else {
         for (int r = 0; r < L && k * L + r < valid; ++r)
-          store_acc(first + (k * L + r) * s.classes + c, square[r]);
+          store_acc(first + (k * L + r) * classes + c, square[r]);
       }
     }
   }

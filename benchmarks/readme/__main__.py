@@ -1,0 +1,5 @@
+"""`python -m benchmarks.readme`."""
+
+from .page import main
+
+raise SystemExit(main())
