@@ -16,7 +16,7 @@ _ALONE = [(rows, classes) for classes, sizes in ALONE.items() for rows in sizes]
 
 SUITE: tuple[Spec, ...] = (
     *(Spec("icm_loss", size) for size in (*_SWEPT, *_ALONE)),
-    *(Spec("icm_loss", size, ONE_LAM) for size in ((128, 100), (4096, 10), (1024, 1000), (4096, 1000))),
+    *(Spec("icm_loss", size, ONE_LAM) for size in ((128, 100), (4096, 10), (4096, 100), (1024, 1000), (4096, 1000))),
     *(Spec("icm_loss", (1024, 1000), dtype=dtype) for dtype in ("bfloat16", "float16", "float64")),
     *(Spec("mixup_cross_entropy", size) for size in ((128, 10), (128, 100), (1024, 1000), (4096, 1000))),
     Spec("mixup_cross_entropy", (1024, 1000), ONE_LAM),
