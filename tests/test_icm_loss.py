@@ -163,6 +163,8 @@ def test_empty_single_and_known_values(backend: str) -> None:
         assert dlogits.shape == (0, 10)
         torch.testing.assert_close(loss.item(), expected, equal_nan=True, rtol=0, atol=0)
     assert loss_and_gradient(empty, backend, reduction="none")[0].shape == (0,)
+    for lam in (torch.tensor(0.7).expand(0), torch.tensor(0.7).expand(8)[:0]):  # no number behind the pointer
+        assert loss_and_gradient(empty._replace(lam=lam), backend)[1].shape == (0, 10)
 
     single = Case(torch.tensor([[3.0, -50.0, 7.0]]), torch.tensor([0]), torch.tensor([1]), torch.tensor(0.3))
     loss, dlogits = loss_and_gradient(single, backend)

@@ -129,3 +129,15 @@ def test_a_repair_whose_maxima_are_the_offsets(backend: str) -> None:
     for axis in ("both", "class", "pair"):
         loss, dlogits = run(case, backend, axis=axis, reduction="none")
         check_icm_loss(loss, dlogits, case.logits, case, axis=axis, reduction="none")
+
+
+@pytest.mark.parametrize("rows", [600, 603, 640])
+@pytest.mark.parametrize("offset", [-80.0, -88.75, -266.2])
+def test_rows_that_fill_no_tile_are_not_taken_for_lost_sums(rows: int, offset: float) -> None:
+    """Of lanes without a row the weight may be infinite; repaired, such a batch would take 3 times as long."""
+    generator = torch.Generator().manual_seed(0)
+    case = REGIMES["normal"](rows, 50, torch.float32, generator)
+    operator = torch.ops.icm_fast.icm_loss_fwd.cpu
+    with torch.no_grad():
+        _, _, row_stats, _, _ = operator(case.logits + offset, *case[1:], None, 0, True, True, 1)
+    assert not row_stats[3].isnan().any()  # the mark of a repair

@@ -194,7 +194,7 @@ from icm_fast.testing.regimes import REGIMES
 print(backends()["cpu"].reason)
 for regime in REGIMES.values():
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        for shape in ((1, 10), (7, 10), (33, 100), (20, 257), (300, 40)):
+        for shape in ((1, 10), (9, 1), (9, 2), (9, 3), (7, 10), (33, 100), (20, 257), (300, 40)):
             case = regime(*shape, dtype, torch.Generator().manual_seed(1))
             leaf = case.logits.requires_grad_()
             loss = F_icm.icm_loss(leaf, MixedTarget(*case[1:]), backend="cpu")

@@ -14,12 +14,13 @@ from peers import peer, peer_file
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import crossover, floor, peers, truths
 from benchmarks.speed.contenders import BOUND, OURS, OURSELVES, Contender, Contenders, contenders, step
+from benchmarks.speed.errors import largest_error
 from benchmarks.speed.floor import COPY, FLOOR
 from benchmarks.speed.measure import Measurement, bound, measure, relative
 from benchmarks.speed.race import raced
 from benchmarks.speed.report import table
 from benchmarks.speed.suite import SUITE, is_of_ours_alone, sizes_of
-from benchmarks.speed.truths import exact, largest_error
+from benchmarks.speed.truths import exact
 from benchmarks.speed.workloads import FLIPPED, OPERATIONS, Spec, make
 from icm_fast import functional as F_icm
 

@@ -28,6 +28,7 @@ from icm_fast import functional as F_icm
 from icm_fast.testing import formulations
 
 from ..speed.contenders import PLAIN_LOSSES
+from ..speed.mixers import mix_bytes
 from ..speed.workloads import Workload
 from .workloads import LINEAR, MIXING, PRODUCTS, RATE, VIEWS, backends_of
 
@@ -111,8 +112,8 @@ def _plain(workload: Workload) -> dict[str, Callable[[], Tensor]]:
     inputs = workload.inputs
     if workload.operation == MIXING:
         if "mean" in inputs:
-            arguments = [inputs[name] for name in ("x", "index", "lam", "mean", "std", "dtype")]
-            return {"eager": lambda: _mix_bytes(*arguments)}
+            arguments = [inputs[name] for name in ("x", "index", "lam", "mean", "std")]
+            return {"eager": lambda: mix_bytes(*arguments).to(inputs["dtype"])}
         return {"eager": lambda: formulations.gathered_mixup(inputs["x"], inputs["index"], inputs["lam"])}
     if workload.operation == VIEWS:
         return {"two cross-entropies": lambda: _contrast(*workload.leaves)}
@@ -207,9 +208,3 @@ def _mixed_rows_loss(logits: Tensor, index: Tensor, labels: Tensor) -> Tensor:
     """AM-Mixup's loss at a rate of at least 1/2."""
     S = logits if logits.dtype == torch.float32 else logits.float()
     return F.cross_entropy(RATE * S + (1 - RATE) * S[index], labels)
-
-
-def _mix_bytes(x: Tensor, index: Tensor, lam: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """Normalised, then mixed, as a data pipeline does it."""
-    normal = (x.float() / 255 - mean[:, None, None]) / std[:, None, None]
-    return formulations.gathered_mixup(normal, index, lam).to(dtype)

@@ -22,7 +22,7 @@ HEAD = """# Results
 
 Written by `python -m benchmarks.readme` from the JSON files here; a test checks that it is current.
 
-`cpu.json`, `linear.json`, `crossover.json`, `automatic.json` and `processes.json` are from `make bench`, `digits` from
+`cpu.json`, `growth.json`, `crossover.json`, `automatic.json` and `processes.json` are from `make bench`, `digits` from
 `make readme`, `wheel.json` from `make wheel-check`, `gpu-check*.json` from `make gpu-check`, `gpu-bench*.json` from
 `make gpu-bench`.
 

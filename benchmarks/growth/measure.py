@@ -13,9 +13,9 @@ from icm_fast import functional as F_icm
 from icm_fast.testing.memory import peak_extra_bytes
 
 from ..speed.contenders import Step, plain_steps, step
+from ..speed.gate import error, terms_of, truth
 from ..speed.measure import WRONG
 from ..speed.workloads import loss_workload
-from .gate import error, terms_of, truth
 
 OPERATION = "icm_loss"
 LAMS = {"sample": False, "batch": True}  # one lam for each of these

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..speed.gate import WHOLE
 from ..speed.report import time
-from .gate import WHOLE
 from .measure import LAMS, key
 
 # From here on a slope is taken: below, a call costs much the same whatever its size.

@@ -34,7 +34,7 @@ class Loop(NamedTuple):
     instructions: int
     vector: int  # of them on registers of 512 bits
     fused: int  # of those, multiplications with addition
-    exponentials: int  # vectors of 16: each shifts once into the bits of the exponent (simd.h)
+    exponentials: int  # vectors of 16: each shifts once into the exponent, by 23, or by 18 after the table (simd.h)
 
 
 def loops(library: Path) -> list[Loop] | str:
@@ -61,16 +61,22 @@ def functions(listing: str) -> Iterator[tuple[str, list[Instruction]]]:
 
 
 def hottest(function: str, body: Sequence[Instruction]) -> Loop | None:
-    """The innermost loop with most fused multiplications."""
+    """Of the innermost loops with fused multiplications, that with most exponentials, or else most such instructions.
+
+    A loop without any, such as one that fetches lines ahead, does not count as inner.
+    """
     spans = []
     for each in body:
         target = re.match(r"([0-9a-f]+)\b", each.operands) if each.name.startswith("j") else None
         if target and body[0].address <= int(target[1], 16) <= each.address:
             spans.append((int(target[1], 16), each.address))
-    innermost = [span for span in spans if not any(_holds(span, other) for other in spans)]
-    counted = [_count(function, [each for each in body if first <= each.address <= last]) for first, last in innermost]
-    best = max(counted, key=lambda loop: (loop.fused, -loop.instructions), default=None)
-    return best if best and best.fused else None
+    counted = {
+        (first, last): _count(function, [each for each in body if first <= each.address <= last])
+        for first, last in spans
+    }
+    fusing = {span: loop for span, loop in counted.items() if loop.fused}
+    innermost = [loop for span, loop in fusing.items() if not any(_holds(span, other) for other in fusing)]
+    return max(innermost, key=lambda loop: (loop.exponentials, loop.fused, -loop.instructions), default=None)
 
 
 def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
@@ -80,5 +86,5 @@ def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
 def _count(function: str, body: Sequence[Instruction]) -> Loop:
     vector = [each for each in body if "%zmm" in each.operands]
     fused = sum(bool(re.match(r"vfn?m(add|sub)", each.name)) for each in vector)
-    exponentials = sum(each.name == "vpslld" and each.operands.startswith("$0x17,") for each in vector)
+    exponentials = sum(each.name == "vpslld" and each.operands.startswith(("$0x17,", "$0x12,")) for each in vector)
     return Loop(function, len(body), len(vector), fused, exponentials)

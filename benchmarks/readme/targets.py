@@ -18,7 +18,7 @@ LOSS: dict[tuple[int, ...], tuple[float, float]] = {
     (4096, 1000): (120.0, 30.0),
     (8192, 1000): (200.0, 30.0),
 }
-FEW_CLASSES = (4096, 10)
+FEW_CLASSES, MANY_A_CLASS = (4096, 10), (4096, 100)
 ONE_LAM_TIMES, FEW_CLASSES_TIMES = 1.7, 10.0
 BOTH_AXES = 1.3
 KERNELS_US: dict[tuple[int, ...], float] = {(128, 100): 20.0}
@@ -42,7 +42,7 @@ def sentences(races: Races) -> list[str]:
 
 
 def _loss(spec: Spec) -> bool:
-    return spec.size in LOSS or spec.size == FEW_CLASSES
+    return spec.size in (*LOSS, FEW_CLASSES, MANY_A_CLASS)
 
 
 def _plain(spec: Spec) -> bool:

@@ -13,7 +13,7 @@ import torch
 from icm_fast.testing.memory import peak_extra_bytes
 
 from .contenders import Step
-from .truths import largest_error
+from .errors import largest_error
 
 # The relative error from which on a result is wrong. Of float32 sums of up to 10^4 terms: a correct formulation is far
 # inside, a wrong one far outside.

@@ -13,6 +13,8 @@ from icm_fast import functional as F_icm
 from icm_fast import reference
 from icm_fast.testing import checks, linear
 
+from . import gate
+from .errors import largest_error
 from .workloads import Workload
 
 Loss = Callable[..., Any]
@@ -104,25 +106,8 @@ def drawn_lam(target: Any, y_a: Tensor, y_b: Tensor) -> Tensor:
 
 def sampled(workload: Workload) -> Callable[[Any], float]:
     """Of a loss whose scores are too many for the reference: some rows of them, exactly."""
-    from ..growth import gate  # which imports this package
-
     expected, terms = gate.truth(workload), gate.terms_of(workload)
     return lambda result: gate.error(result, terms, expected, workload)
-
-
-def largest_error(result: Any, expected: Any) -> float:
-    """Largest distance to the truth, relative to the largest value of the truth; NaN counts as infinite."""
-    worst = 0.0
-    for ours, true in zip(_tensors(result), _tensors(expected), strict=True):
-        if ours.shape != true.shape:
-            return float("inf")
-        error = float((ours.to_dense().double() - true).abs().max() / true.abs().max().clamp(min=1e-300))
-        worst = max(worst, error if error == error else float("inf"))
-    return worst
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    return list(result) if isinstance(result, tuple) else [result]
 
 
 def is_budgeted(workload: Workload) -> bool:

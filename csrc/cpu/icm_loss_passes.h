@@ -183,6 +183,7 @@ class IcmLossBackward {
     buffers_.reserve(workspace_, columns, s.classes);
     sorted_buffers_.reserve(workspace_, columns, s.classes);
     workspace_.reserve(columns, &sorted_factor_);
+    workspace_.reserve(columns, &factor_sum_);
     workspace_.reserve(threads_ * scratch_size_, &scratch_);
     workspace_.reserve(s.rows, &row_factor_);
     workspace_.reserve(columns, &column_factor_);
@@ -214,8 +215,10 @@ class IcmLossBackward {
       diagonal_loss_[i] = g_row + g_column;
     }
     if (!repaired) {
-      fill(sorted_factor_, s_.sorted.count, acc_t(0));
-      for (int64_t j = 0; j < n; ++j) sorted_factor_[s_.sorted.of_column[j]] += column_factor_[j];
+      // In double: equal columns are many equal numbers, whose roundings would not cancel.
+      fill(factor_sum_, s_.sorted.count, 0.0);
+      for (int64_t j = 0; j < n; ++j) factor_sum_[s_.sorted.of_column[j]] += double(column_factor_[j]);
+      for (int64_t p = 0; p < s_.sorted.count; ++p) sorted_factor_[p] = acc_t(factor_sum_[p]);
     }
     const acc_t* factors = repaired ? column_factor_ : sorted_factor_;
     const Gradient<scalar_t> gradient{row_factor_, factors,    diagonal_loss_, dlogits, dscale_,
@@ -237,6 +240,7 @@ class IcmLossBackward {
   SortedBuffers<acc_t> sorted_buffers_;
   int64_t threads_, scratch_size_, tile_, tiles_;
   acc_t *scratch_, *row_factor_, *column_factor_, *diagonal_loss_, *sorted_factor_, *dscale_ = nullptr;
+  double* factor_sum_;
   bool valid_;
 };
 

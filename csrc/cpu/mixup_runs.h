@@ -24,7 +24,11 @@ inline constexpr int64_t kLargeBytes = 16 << 20;
 // for runs too short to fill many lines.
 inline constexpr int64_t kLeastStreamBytes = 2 << 10;
 
-inline bool streams(const Tensor& out) { return out.numel() * int64_t(out.element_size()) >= kLargeBytes; }
+// Streamed stores need whole vectors at their own alignment: no steps of an element lead there from an odd address.
+inline bool streams(const Tensor& out) {
+  return out.numel() * int64_t(out.element_size()) >= kLargeBytes &&
+         uintptr_t(out.data_ptr()) % uintptr_t(out.element_size()) == 0;
+}
 
 struct Chunks {
   int64_t elements, count;

@@ -27,8 +27,9 @@ struct Columns {
   const int32_t* slot_of;  // (classes,) slot of a class, or -1; null when every class is used
 };
 
-// The columns sorted by their first class, so that it is read, and its gradient written, once for all of them; first
-// classes with equally many columns stand together, so that a processor guesses where the next one begins.
+// The columns sorted by their first class, so that it is read, and its gradient written, once for all of them. Of many
+// classes, those with equally many columns stand together, so that a processor guesses where the next one begins. Where
+// sorting would not pay each column is a first class of its own.
 //
 // Of a batch with one lam the columns may be `factored`: exponentials are products, 2^(w_a T_a) 2^(w_b T_b), two
 // exponentials per class instead of one per column, and equal columns are one. Their pure classes are pairs of a

@@ -1,7 +1,8 @@
 // Gradient with respect to the logits, a tile of rows at a time:
 //
 //   dZ[i,j] = g_i (P_ij - 1[own]) + g_j (Q_ij - 1[own])           P = e alpha_i,  Q = e w_i beta_j
-//   dS[i,c] = sum_j dZ[i,j] Y[j,c]                                 two vector additions per column
+//   dS[i,c] = sum_j dZ[i,j] Y[j,c]                                 to a column's second class at once, to its
+//                                                                first when all columns of that class are done
 #pragma once
 
 #include "icm_loss_factors.h"
@@ -98,36 +99,35 @@ inline void gradient(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_
   acc_t* dtile = buffers.second;
   acc_t* raw = g.dscale != nullptr ? buffers.raw : nullptr;
 
-  for_each_tile(
-      s, kMostClassesOfWideGradient, begin, end, [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
-        constexpr int K = decltype(vectors)::count, R = kTileRows<acc_t, K>;
-        const RowVec<acc_t, K> m = load_rows<acc_t, K>(rows.offset + row, valid);
-        const RowVec<acc_t, K> alpha = load_rows<acc_t, K>(g.row_factor + row, valid);
-        __builtin_memset(dtile, 0, sizeof(acc_t) * size_t(s.columns.used + 1) * R);
-        if (g.repaired) {
-          load_repair_tiles<scalar_t, acc_t, K>(s, buffers, rows.offset, columns.offset[0], row, valid, raw);
-          const RowVec<acc_t, K> row_shift = load_rows<acc_t, K>(rows.shift + row, valid);
-          add_repaired_columns<scalar_t, acc_t, K>(s, g, columns.shift, alpha, row_shift, buffers);
-        } else {
-          const Depth depth = load_shifted_tile<scalar_t, acc_t, K>(s, m, row, valid, tile, raw);
-          const RowVec<acc_t, K> w = load_rows<acc_t, K>(rows.weight + row, valid);
-          if (s.sorted.factored) {
-            form_factors<acc_t, K>(s.sorted, s.columns.used, depth, tile, buffers.column_tile);
-            add_factored_columns<acc_t, K>(s.sorted, g.column_factor, alpha, w, buffers.column_tile, tile,
-                                           dtile);
-          } else if (depth == Depth::kShallow) {
-            add_columns<Depth::kShallow, acc_t, K>(s.sorted, g.column_factor, alpha, w, tile, dtile);
-          } else {
-            add_columns<Depth::kAny, acc_t, K>(s.sorted, g.column_factor, alpha, w, tile, dtile);
-          }
-        }
-        subtract_target<scalar_t, acc_t, K>(s, g, row, valid, dtile);
-        if (g.dscale != nullptr) scale_gradient<scalar_t, acc_t, K>(s, raw, dtile, row, valid, g.dscale);
-        if (g.unit != acc_t(1) || s.scale != acc_t(1))  // one after the other: their product may overflow
-          for (int64_t u = 0; u < s.columns.used * R; u += L)
-            store(dtile + u, load(dtile + u) * g.unit * s.scale);
-        store_tile<scalar_t, acc_t, K>(s, dtile, row, valid, g.dlogits);
-      });
+  const auto differentiate_tile = [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
+    constexpr int K = decltype(vectors)::count, R = kTileRows<acc_t, K>;
+    const RowVec<acc_t, K> m = load_rows<acc_t, K>(rows.offset + row, valid);
+    const RowVec<acc_t, K> alpha = load_rows<acc_t, K>(g.row_factor + row, valid);
+    __builtin_memset(dtile, 0, sizeof(acc_t) * size_t(s.columns.used + 1) * R);
+    if (g.repaired) {
+      load_repair_tiles<scalar_t, acc_t, K>(s, buffers, rows.offset, columns.offset[0], row, valid, raw);
+      const RowVec<acc_t, K> row_shift = load_rows<acc_t, K>(rows.shift + row, valid);
+      add_repaired_columns<scalar_t, acc_t, K>(s, g, columns.shift, alpha, row_shift, buffers);
+    } else {
+      const Depth depth = load_shifted_tile<scalar_t, acc_t, K>(s, m, row, valid, tile, raw);
+      const RowVec<acc_t, K> w = load_rows<acc_t, K>(rows.weight + row, valid);
+      if (s.sorted.factored) {
+        form_factors<acc_t, K>(s.sorted, s.columns.used, depth, tile, buffers.column_tile);
+        add_factored_columns<acc_t, K>(s.sorted, g.column_factor, alpha, w, buffers.column_tile, tile, dtile);
+      } else if (depth == Depth::kShallow) {
+        add_columns<Depth::kShallow, acc_t, K>(s.sorted, g.column_factor, alpha, w, tile, dtile);
+      } else {
+        add_columns<Depth::kAny, acc_t, K>(s.sorted, g.column_factor, alpha, w, tile, dtile);
+      }
+    }
+    subtract_target<scalar_t, acc_t, K>(s, g, row, valid, dtile);
+    if (g.dscale != nullptr) scale_gradient<scalar_t, acc_t, K>(s, raw, dtile, row, valid, g.dscale);
+    if (g.unit != acc_t(1) || s.scale != acc_t(1))  // one after the other: their product may overflow
+      for (int64_t u = 0; u < s.columns.used * R; u += L)
+        store(dtile + u, load(dtile + u) * g.unit * s.scale);
+    store_tile<scalar_t, acc_t, K>(s, dtile, row, valid, g.dlogits);
+  };
+  for_each_tile(s, kMostClassesOfWideGradient, begin, end, differentiate_tile);
 }
 
 }  // namespace icm::ICM_ISA

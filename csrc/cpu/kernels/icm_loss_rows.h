@@ -43,11 +43,13 @@ ICM_INLINE void for_each_tile(const Scores<scalar_t>& s, int64_t most_classes, i
   if (row < end) body(TileVectors<1>{}, row, int(end - row));
 }
 
-// Rows of logits, or of their gradient, that the next tile needs, fetched a few lines at a time while the columns of
-// this one are computed: 16 to 64 rows are more streams than a processor fetches ahead by itself.
+// The logits that the next tile needs, fetched a few lines at a time while the columns of this one are summed: 16 to 64
+// rows are more streams than a processor fetches ahead by itself. (In the gradient the same made the loop over the
+// columns slower by more than it saved.)
 class RowsAhead {
  public:
   RowsAhead() = default;
+  // `rows` rows of `length` elements, while `columns` columns are summed.
   template <typename T>
   RowsAhead(const T* first, int64_t rows, int64_t length, int64_t stride, int64_t columns)
       : at_(reinterpret_cast<const char*>(first)),
@@ -112,7 +114,11 @@ ICM_INLINE RowVec<acc_t, K> row_weights(const Scores<scalar_t>& s, const RowVec<
                                         int valid) {
   const RowVec<acc_t, K> is_valid = valid_rows<acc_t, K>(valid);
   RowVec<acc_t, K> w;
-  for (int k = 0; k < K; ++k) w.v[k] = exp2<acc_t>((m.v[k] - offset) * s.sigma) * is_valid.v[k];
+  for (int k = 0; k < K; ++k) {
+    const Vec<acc_t> weight = exp2<acc_t>((m.v[k] - offset) * s.sigma);
+    // Selected: beyond the valid rows M is 0 and the weight may be infinite, which 0 would not undo.
+    w.v[k] = select<acc_t>(is_valid.v[k] != acc_t(0), weight, Vec<acc_t>{});
+  }
   return w;
 }
 
@@ -150,7 +156,7 @@ struct Scratch {
   using acc_t = acc_type<scalar_t>;
   acc_t* tile;
   acc_t*
-      column_tile;  // after a repair: the same logits relative to the columns' offset; factored: the factors of first classes
+      column_tile;  // repaired: the same logits relative to the columns' offset; factored: first classes' factors
   acc_t* second;  // gradient tile or column accumulators
   acc_t* raw;     // sign * logits, for the gradient of the scale
   Scratch(const Scores<scalar_t>& s, acc_t* scratch) {

@@ -33,8 +33,8 @@ ICM_INLINE RowVec<acc_t, K> add_rows(SortedColumns<acc_t> columns, const acc_t* 
   for (int64_t block = 0; block < columns.count; block += kBlock) {
     const int64_t last = block + kBlock < columns.count ? block + kBlock : columns.count;
     RowVec<acc_t, K> partial = {};
-    for (int64_t j = block; j < last;
-         ++j) {  // no loop over a first class: its ends would cost more than its loads
+    // No loop over a first class: its ends would cost more than its loads, which the first-level cache serves.
+    for (int64_t j = block; j < last; ++j) {
       const RowVec<acc_t, K> of_a = load_rows_of<acc_t, K>(tile_a + int64_t(columns.slot_a[j]) * R);
       const RowVec<acc_t, K> of_b = load_rows_of<acc_t, K>(tile_b + int64_t(columns.slot_b[j]) * R);
       Vec<acc_t> column = load(accumulators + j * L);
@@ -75,38 +75,37 @@ inline void sums(const Scores<scalar_t>& s, int64_t begin, int64_t end, acc_type
   fill_columns(accumulators, count, acc_t(0));
   acc_t offset = 0;
 
-  for_each_tile(s, kMostClassesOfWideSums, begin, end,
-                [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
-                  constexpr int K = decltype(vectors)::count;
-                  const RowVec<acc_t, K> m = load_tile<scalar_t, acc_t, K>(s, row, valid, tile);
-                  const Depth depth = shift_tile<scalar_t, acc_t, K>(s, m, tile);
+  const auto sum_tile = [&](auto vectors, int64_t row, int valid) ICM_LAMBDA_INLINE {
+    constexpr int K = decltype(vectors)::count;
+    const RowVec<acc_t, K> m = load_tile<scalar_t, acc_t, K>(s, row, valid, tile);
+    const Depth depth = shift_tile<scalar_t, acc_t, K>(s, m, tile);
 
-                  // The column sums are relative to the first tile's largest offset, until one exceeds it by much.
-                  const acc_t tile_offset = largest(m, valid);
-                  if (row == begin) offset = tile_offset;
-                  if ((tile_offset - offset) * s.sigma > acc_t(kOffsetSlack)) {
-                    const acc_t factor = exp2_scalar((offset - tile_offset) * s.sigma);
-                    for (int64_t j = 0; j < count; ++j)
-                      store(accumulators + j * L, load(accumulators + j * L) * factor);
-                    for (int64_t i = begin; i < row; ++i) rows.weight[i] *= factor;
-                    offset = tile_offset;
-                  }
-                  const RowVec<acc_t, K> w = row_weights<scalar_t, acc_t, K>(s, m, offset, valid);
+    // The column sums are relative to the first tile's largest offset, until one exceeds it by much.
+    const acc_t tile_offset = largest(m, valid);
+    if (row == begin) offset = tile_offset;
+    if ((tile_offset - offset) * s.sigma > acc_t(kOffsetSlack)) {
+      const acc_t factor = exp2_scalar((offset - tile_offset) * s.sigma);
+      for (int64_t j = 0; j < count; ++j) store(accumulators + j * L, load(accumulators + j * L) * factor);
+      for (int64_t i = begin; i < row; ++i) rows.weight[i] *= factor;
+      offset = tile_offset;
+    }
+    const RowVec<acc_t, K> w = row_weights<scalar_t, acc_t, K>(s, m, offset, valid);
 
-                  RowVec<acc_t, K> own = diagonal_scores<scalar_t, acc_t, K>(s, row, valid, tile);
-                  store_rows(own, diagonal.row + row, valid);
-                  if (s.sorted.factored) {
-                    form_factors<acc_t, K>(s.sorted, s.columns.used, depth, tile, buffers.column_tile);
-                    own = own_products<scalar_t, acc_t, K>(s, row, valid, buffers.column_tile, tile);
-                  } else {
-                    for (int k = 0; k < K; ++k) own.v[k] = exp2<acc_t>(own.v[k]);
-                  }
-                  store_rows(own, diagonal.exponential + row, valid);
-                  const RowsAhead next = next_logits(s, row + K * L, K * L, end);
-                  store_rows(add_tile<scalar_t, acc_t, K>(s, buffers, depth, w, next), rows.sum + row, valid);
-                  store_rows(m, rows.offset + row, valid);
-                  store_rows(w, rows.weight + row, valid);
-                });
+    RowVec<acc_t, K> own = diagonal_scores<scalar_t, acc_t, K>(s, row, valid, tile);
+    store_rows(own, diagonal.row + row, valid);
+    if (s.sorted.factored) {
+      form_factors<acc_t, K>(s.sorted, s.columns.used, depth, tile, buffers.column_tile);
+      own = own_products<scalar_t, acc_t, K>(s, row, valid, buffers.column_tile, tile);
+    } else {
+      for (int k = 0; k < K; ++k) own.v[k] = exp2<acc_t>(own.v[k]);
+    }
+    store_rows(own, diagonal.exponential + row, valid);
+    const RowsAhead next = next_logits(s, row + K * L, K * L, end);
+    store_rows(add_tile<scalar_t, acc_t, K>(s, buffers, depth, w, next), rows.sum + row, valid);
+    store_rows(m, rows.offset + row, valid);
+    store_rows(w, rows.weight + row, valid);
+  };
+  for_each_tile(s, kMostClassesOfWideSums, begin, end, sum_tile);
   for (int64_t i = begin; i < end; ++i) rows.shift[i] = 0;
   reduce_columns(accumulators, count, column_sum);
   *column_offset = offset;

@@ -44,15 +44,6 @@ ICM_INLINE void for_each_position(int64_t columns, Body body) {
     body(int64_t(0), lanes_between<acc_t>(0, int(columns)));
 }
 
-template <typename acc_t>
-ICM_INLINE acc_t largest_lane(Vec<acc_t> v) {
-  acc_t lanes[kLanes<acc_t>];
-  store(lanes, v);
-  acc_t result = lanes[0];
-  for (int k = 1; k < kLanes<acc_t>; ++k) result = lanes[k] > result ? lanes[k] : result;
-  return result;
-}
-
 // Maxima of R rows from `row` on, and of the columns so far.
 template <int R, typename scalar_t, typename acc_t>
 ICM_INLINE void find_maxima(const ScoreBlock<scalar_t>& s, int64_t row, acc_t* row_maximum,

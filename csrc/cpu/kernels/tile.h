@@ -31,7 +31,7 @@ ICM_INLINE bool reads_whole_rows(const Scores<scalar_t>& s) {
   return s.class_stride == 1 && s.columns.used * 8 >= s.classes;
 }
 
-// Squares ahead whose logits are fetched: 16 or 32 rows are more streams than a processor follows by itself.
+// Squares ahead whose logits are fetched: 16 to 64 rows are more streams than a processor follows by itself.
 inline constexpr int kAhead = 4;
 
 // Calls visit(slot, k, values) for the logits of rows [row, row + valid): `values` are those of the tile's

@@ -49,8 +49,14 @@ ICM_INLINE void transpose_in_lanes(Vec<float>* v) {
   Vec<float> low01, high01, low23, high23;
   unpack(v[0], v[1], low01, high01);
   unpack(v[2], v[3], low23, high23);
-  unpack((Vec<double>)low01, (Vec<double>)low23, (Vec<double>&)v[0], (Vec<double>&)v[1]);
-  unpack((Vec<double>)high01, (Vec<double>)high23, (Vec<double>&)v[2], (Vec<double>&)v[3]);
+  // By value: a reference to a vector of the other type may not be written through (GCC then gave wrong results).
+  Vec<double> first, second, third, fourth;
+  unpack((Vec<double>)low01, (Vec<double>)low23, first, second);
+  unpack((Vec<double>)high01, (Vec<double>)high23, third, fourth);
+  v[0] = (Vec<float>)first;
+  v[1] = (Vec<float>)second;
+  v[2] = (Vec<float>)third;
+  v[3] = (Vec<float>)fourth;
 }
 ICM_INLINE void transpose_in_lanes(Vec<double>* v) {
   const Vec<double> a = v[0], b = v[1];

@@ -25,8 +25,8 @@ from torch import Tensor
 from icm_fast import functional as F_icm
 from icm_fast import reference
 
-from ..speed.truths import largest_error
-from ..speed.workloads import Workload
+from .errors import largest_error
+from .workloads import Workload
 
 # Largest batch, and numbers in the logits, of which the reference gives the whole truth.
 WHOLE = (2048, 1 << 26)
