@@ -62,9 +62,11 @@ def test_a_wrong_count_of_equal_columns_would_be_seen(generator: torch.Generator
     pairs = torch.stack((case.y_a, case.y_b))
     first = [j for j in range(256) if not any((pairs[:, k] == pairs[:, j]).all() for k in range(j))]
     fewer = Case(case.logits[first], case.y_a[first], case.y_b[first], case.lam)
-    loss, _ = loss_and_gradient(fewer.logits, icm.MixedTarget(fewer.y_a, fewer.y_b, fewer.lam))
-    with pytest.raises(AssertionError):
-        check_icm_loss(loss, torch.zeros_like(case.logits), case.logits, case)
+    wrong, _ = loss_and_gradient(fewer.logits, icm.MixedTarget(fewer.y_a, fewer.y_b, fewer.lam))
+    loss, dlogits = loss_and_gradient(case.logits, icm.MixedTarget(case.y_a, case.y_b, case.lam))
+    check_icm_loss(loss, dlogits, case.logits, case)
+    with pytest.raises(AssertionError):  # by the loss alone: the gradient is the right one
+        check_icm_loss(wrong, dlogits, case.logits, case)
 
 
 # Tiles of four vectors of rows up to 2048 classes for the sums and up to 512 for the gradient, of two beyond; with
