@@ -101,7 +101,7 @@ def icm_loss(
 
     Cost:
         Two passes over logits and one write of the gradient; 2*B*B exponentials. Extra memory: the gradient
-        (B*C), and in numbers 50*B for sums and the order of columns and 16*B + 256*C per thread at most (with two
+        (B*C), and in numbers 60*B for sums and the order of columns and 16*B + 256*C per thread at most (with two
         threads, 27 MiB beyond the gradient at B = 65536, C = 1000). Plain PyTorch: some 28 passes
         over (B, B). A batch whose sums underflow is computed again around exact maxima, 3 to 4 times the work.
         Dense targets: three matrix products with (B, C), Z a block of rows at a time of at most 8 MB or 128 rows; where

@@ -163,7 +163,7 @@ struct Exp2<double> {
 };
 
 // Which x an exponential must serve. kShallow promises that no x is NaN, infinite or below min_exponent, and gives
-// the same bits for less work (by the polynomial: but for ties between two integers, 1 unit of the last place apart).
+// the same bits for less work (by the polynomial, but where x lies half-way between two integers).
 enum class Depth { kAny, kShallow };
 
 #if defined(__AVX512F__)
